@@ -1,0 +1,5 @@
+import sys
+
+from latentguard.cli import main
+
+sys.exit(main(prog="python -m latentguard"))

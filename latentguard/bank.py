@@ -1,0 +1,190 @@
+"""The concept bank: the blocklist, made ready to score."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentguard.encoders.base import TextEncoder
+from latentguard.errors import ConceptError, WeightsError
+from latentguard.files import atomic_path
+from latentguard.mapping import ConceptQueries, MappingLayer
+from latentguard.normalize import normalize
+from latentguard.policy import checked_threshold
+from latentguard.records import ConceptEntry
+
+_FORMAT = "latentguard-bank-1"
+_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class BankSnapshot:
+    """A bank at one moment. It never changes, so whoever holds it scores against one and the same list.
+
+    ``embeddings`` [N, D] are the concepts' pooled states, ``queries`` what the mapping layer makes of them.
+    """
+
+    concepts: tuple[ConceptEntry, ...]
+    embeddings: Tensor
+    queries: ConceptQueries
+
+
+class ConceptBank:
+    """The concepts that prompts are scored against; they come and go at run time, without training.
+
+    ::
+
+        bank = ConceptBank(encoder, mapping)
+        bank.add("knife fight", category="violence")
+        "Knife Fight" in bank                     # True: names are compared without case
+        bank.remove("knife fight")
+
+    Adding encodes the new concepts only; adding and then removing leaves every score bit for bit as it was. Changes
+    are atomic: a thread that scores sees the bank before or after one, never between.
+    """
+
+    def __init__(self, encoder: TextEncoder, mapping: MappingLayer, concepts: Iterable[ConceptEntry | str] = ()) -> None:
+        self._encoder = encoder
+        self._mapping = mapping
+        self._lock = threading.Lock()
+        empty = torch.empty(0, encoder.width, device=encoder.device)
+        self._snapshot = BankSnapshot((), empty, mapping.queries(empty))
+        self.extend(concepts)
+
+    @property
+    def snapshot(self) -> BankSnapshot:
+        """The bank as it is now."""
+        return self._snapshot
+
+    @property
+    def names(self) -> list[str]:
+        """The concepts' names, in the order in which they were added."""
+        return [concept.name for concept in self._snapshot.concepts]
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories that concepts have, in order of first appearance."""
+        return list(dict.fromkeys(c.category for c in self._snapshot.concepts if c.category is not None))
+
+    def __len__(self) -> int:
+        return len(self._snapshot.concepts)
+
+    def __iter__(self) -> Iterator[ConceptEntry]:
+        return iter(self._snapshot.concepts)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _key(name) in {_key(c.name) for c in self._snapshot.concepts}
+
+    def add(self, name: str, *, category: str | None = None, threshold: float | None = None) -> None:
+        """Add one concept; ConceptError if it is empty or there already, PolicyError if the threshold is no number."""
+        self.extend([ConceptEntry(name, category, threshold)])
+
+    def extend(self, concepts: Iterable[ConceptEntry | str]) -> None:
+        """Add several concepts: all of them, or none if one can't be added."""
+        new = [_checked(concept) for concept in concepts]
+        with self._lock:
+            old = self._snapshot
+            seen = {_key(concept.name) for concept in old.concepts}
+            for concept in new:
+                if _key(concept.name) in seen:
+                    raise ConceptError(f"the concept {concept.name!r} is in the bank already")
+                seen.add(_key(concept.name))
+            if not new:
+                return
+            embeddings = self._embed([concept.name for concept in new])
+            self._snapshot = BankSnapshot(
+                old.concepts + tuple(new),
+                torch.cat([old.embeddings, embeddings]),
+                ConceptQueries.join(old.queries, self._mapping.queries(embeddings)),
+            )
+
+    def remove(self, name: str) -> ConceptEntry:
+        """Take a concept out and return it; ConceptError if there is none of that name."""
+        with self._lock:
+            old = self._snapshot
+            keys = [_key(concept.name) for concept in old.concepts]
+            if _key(name) not in keys:
+                raise ConceptError(f"no concept {name!r} in the bank")
+            place = keys.index(_key(name))
+            kept = torch.tensor([i for i in range(len(keys)) if i != place], dtype=torch.long, device=old.embeddings.device)
+            self._snapshot = BankSnapshot(
+                old.concepts[:place] + old.concepts[place + 1 :], old.embeddings[kept], old.queries.rows(kept)
+            )
+            return old.concepts[place]
+
+    def remove_category(self, category: str) -> list[ConceptEntry]:
+        """Take out all concepts of a category and return them; ConceptError if there are none."""
+        gone = [concept for concept in self if concept.category == category]
+        if not gone:
+            raise ConceptError(f"no concept of category {category!r} in the bank")
+        for concept in gone:
+            self.remove(concept.name)
+        return gone
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank, embeddings included, to one ``.safetensors`` file; loading it needs no encoding."""
+        now = self._snapshot
+        described = {
+            "format": _FORMAT,
+            "encoder": self._encoder.name,
+            "concepts": json.dumps([asdict(concept) for concept in now.concepts], ensure_ascii=False),
+        }
+        with atomic_path(Path(path)) as temporary:
+            save_file({"embeddings": now.embeddings.cpu().contiguous()}, str(temporary), metadata=described)
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: TextEncoder, mapping: MappingLayer) -> ConceptBank:
+        """A bank that :meth:`save` wrote.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or was made with another encoder.
+        """
+        path = Path(path)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                described = file.metadata() or {}
+                embeddings = file.get_tensor("embeddings")
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: not a readable concept bank ({error})") from error
+        if described.get("format") != _FORMAT:
+            raise WeightsError(f"{path}: not a concept bank of this project")
+        if described.get("encoder") != encoder.name:
+            raise WeightsError(f"{path}: made with the encoder {described.get('encoder')}, not {encoder.name}")
+        concepts = tuple(ConceptEntry(**fields) for fields in json.loads(described["concepts"]))
+        if embeddings.shape != (len(concepts), encoder.width):
+            raise WeightsError(f"{path}: {tuple(embeddings.shape)} embeddings for {len(concepts)} concepts")
+        bank = cls(encoder, mapping)
+        embeddings = embeddings.to(encoder.device)
+        bank._snapshot = BankSnapshot(concepts, embeddings, mapping.queries(embeddings))
+        return bank
+
+    def _embed(self, names: list[str]) -> Tensor:
+        texts = [normalize(name) for name in names]
+        parts = [self._encoder.encode(texts[i : i + _AT_A_TIME]).pooled for i in range(0, len(texts), _AT_A_TIME)]
+        embeddings = torch.cat(parts).float()
+        if not bool(torch.isfinite(embeddings).all()):
+            raise ConceptError("the encoder gave no finite numbers for a concept")
+        return embeddings
+
+
+def _key(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+def _checked(concept: ConceptEntry | str) -> ConceptEntry:
+    entry = ConceptEntry(concept) if isinstance(concept, str) else concept
+    if not isinstance(entry.name, str):
+        raise ConceptError(f"a concept's name is text, not {type(entry.name).__name__}")
+    if not normalize(entry.name):
+        raise ConceptError("a concept's name is empty")
+    if entry.threshold is not None:
+        entry = replace(entry, threshold=checked_threshold(entry.threshold, f"threshold of concept {entry.name!r}"))
+    return replace(entry, name=" ".join(entry.name.split()))

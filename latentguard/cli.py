@@ -1,0 +1,222 @@
+"""The command line: every command, no logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from latentguard.errors import LatentGuardError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (try --help)\n")
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "latentguard") -> int:
+    """Run one command and return the exit status: 0, 2 after a mistake in the input, 130 after an interruption."""
+    arguments = _parser(prog).parse_args(argv)
+    command: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        command(arguments)
+    except LatentGuardError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; nothing was left half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, say `head`, has gone: nothing is left to tell it.
+        sys.stderr.close()
+        return 141
+    return 0
+
+
+def _screen(arguments: argparse.Namespace) -> None:
+    from latentguard.guard import LatentGuard
+    from latentguard.records import check_output, check_prompts_file, read_concepts
+    from latentguard.screening import print_verdicts, screen_file
+
+    check_prompts_file(arguments.file_path)
+    if arguments.output is not None:
+        check_output(arguments.output)
+    guard = LatentGuard.from_pretrained(
+        arguments.model,
+        concepts=None if arguments.concepts is None else read_concepts(arguments.concepts),
+        threshold=arguments.threshold,
+        device=arguments.device,
+    )
+    if arguments.output is None:
+        print_verdicts(guard, arguments.file_path, column=arguments.column)
+    else:
+        summary = screen_file(guard, arguments.file_path, arguments.output, column=arguments.column)
+        print(f"{arguments.output}: {summary}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from latentguard.training.run import TrainingRun
+    from latentguard.training.trainer import TrainingArguments
+
+    recipe = {f.name: getattr(arguments, f.name) for f in fields(TrainingArguments) if hasattr(arguments, f.name)}
+    paths = {
+        name: getattr(arguments, name)
+        for name in ("data", "output", "calibrate", "negatives", "concept_names", "exclude_prompts", "exclude_concepts")
+    }
+    run = TrainingRun(
+        **paths,
+        bank=arguments.bank,
+        false_positive_rate=arguments.false_positive_rate,
+        encoder=arguments.encoder,
+        device=arguments.device,
+        cache=arguments.cache,
+        resume=arguments.resume,
+        arguments=TrainingArguments(**recipe),
+        command=arguments.command_line,
+    )
+    folder, report, result = run.execute()
+    print("\n".join(report.lines()))
+    print(f"held-out concepts: AUC {result.best['auc']:.4f} at step {result.best['step']:.0f}")
+    print(f"wrote {folder}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from latentguard.evaluation import evaluate, markdown_table, read_evaluation_set
+    from latentguard.files import atomic_path
+    from latentguard.guard import LatentGuard
+    from latentguard.records import read_concepts
+
+    sets = [
+        read_evaluation_set(path, column=arguments.column, reference=arguments.reference) for path in arguments.data
+    ]
+    guard = LatentGuard.from_pretrained(
+        arguments.model,
+        concepts=None if arguments.concepts is None else read_concepts(arguments.concepts),
+        threshold=arguments.threshold,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    results = [evaluate(guard, data) for data in sets]
+    reports = [report for report, _ in results]
+    print(markdown_table(reports), end="")
+    for report in reports:
+        for category, (count, share) in report.categories.items():
+            print(f"{report.file}: {category}: {share:.1%} of {count} blocked")
+    if arguments.output is not None:
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
+    if arguments.plots is not None:
+        from latentguard.evaluation_plots import draw_all
+
+        for path in draw_all(guard, sets, [scores for _, scores in results], arguments.plots):
+            print(f"drew {path}")
+
+
+def _import_official(arguments: argparse.Namespace) -> None:
+    from latentguard.records import read_concepts
+    from latentguard.shipped import shipped_path
+    from latentguard.weights import import_official
+
+    concepts = arguments.concepts or shipped_path("datasets") / "concepts.json"
+    folder = import_official(
+        arguments.checkpoint,
+        arguments.output,
+        threshold=arguments.threshold,
+        concepts=read_concepts(concepts),
+        encoder=arguments.encoder,
+    )
+    print(f"wrote {folder}")
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description="Safe text-to-image generation: screens prompts before any diffusion step.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    add_screen(commands.add_parser("screen", help="screen a file of prompts"))
+    add_train(commands.add_parser("train", help="train a mapping layer"))
+    add_evaluate(commands.add_parser("evaluate", help="measure a guard on labelled prompts"))
+    add_import_official(commands.add_parser("import-official", help="read the published Latent Guard checkpoint"))
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME_OR_DIR", help="shipped weights, a folder or a hub id (default: embedded)")
+    parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank: .txt, one a line, or .json, a list")
+    parser.add_argument("--threshold", type=_finite, metavar="T", help="block from this score on (default: the model's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
+
+
+def add_screen(parser: argparse.ArgumentParser) -> None:
+    """The options of ``screen``."""
+    parser.add_argument("--file_path", "--file-path", type=Path, required=True, metavar="FILE",
+                        help="prompts: .txt (one a line), .csv, .jsonl or .parquet")
+    _add_model_options(parser)
+    parser.add_argument("--output", type=Path, metavar="OUT", help=".csv, .jsonl or .parquet; printed if left out")
+    parser.set_defaults(run=_screen)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The options of ``train``; those of the recipe have the defaults of ``TrainingArguments``."""
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH",
+                        help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
+    parser.add_argument("--calibrate", type=Path, required=True, metavar="FILE",
+                        help="harmless prompts, not in training, that the threshold is set on")
+    parser.add_argument("--false-positive-rate", type=_finite, default=0.01, metavar="R",
+                        help="the share of them that may be blocked (default: 0.01)")
+    parser.add_argument("--negatives", type=Path, nargs="+", default=(), metavar="FILE", help="harmless prompts")
+    parser.add_argument("--concept-names", type=Path, nargs="+", default=(), metavar="FILE",
+                        help="names by which to find the concept of CoProV2's rows")
+    parser.add_argument("--exclude-prompts", type=Path, nargs="+", default=(), metavar="FILE",
+                        help="prompts that must not enter training")
+    parser.add_argument("--exclude-concepts", type=Path, nargs="+", default=(), metavar="FILE",
+                        help="concepts that must not enter training")
+    parser.add_argument("--bank", type=Path, metavar="FILE", help="the guard's default concepts (default: the project's)")
+    parser.add_argument("--encoder", default="minilm-l6", metavar="NAME",
+                        help="minilm-l6, hf:HUB_ID_OR_FOLDER or open_clip:ARCH:PRETRAINED (default: minilm-l6)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where token states are kept")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    for name, kind in (("epochs", int), ("concepts-per-batch", int), ("negatives-per-batch", int),
+                       ("learning-rate", float), ("weight-decay", float), ("noise", float), ("averaging", float),
+                       ("held-out", float), ("evaluate-every", int), ("patience", int), ("seed", int)):
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=name[0].upper())
+    parser.set_defaults(run=_train, command_line="python train.py " + shlex.join(sys.argv[1:]))
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """The options of ``evaluate``."""
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE",
+                        help="prompt files, with a column 'unsafe' (0 or 1) where labels are known")
+    _add_model_options(parser)
+    parser.add_argument("--reference", metavar="COLUMN", help="a column with another model's scores, to compare with")
+    parser.add_argument("--precision", help="the embedded encoder's arithmetic: int8 or fp32 (default: its fastest)")
+    parser.add_argument("--output", type=Path, metavar="OUT", help="write the figures to this .json file as well")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw ROC, histograms and t-SNE into this folder")
+    parser.set_defaults(run=_evaluate)
+
+
+def add_import_official(parser: argparse.ArgumentParser) -> None:
+    """The options of ``import-official``."""
+    parser.add_argument("checkpoint", type=Path, help="the published model_parameters.pth")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
+    parser.add_argument("--threshold", type=_finite, required=True, metavar="T", help="block from this score on")
+    parser.add_argument("--concepts", type=Path, metavar="FILE", help="the default bank (default: the project's)")
+    parser.add_argument("--encoder", default="hf:openai/clip-vit-large-patch14", metavar="NAME",
+                        help="where to find CLIP ViT-L/14 (default: %(default)s)")
+    parser.set_defaults(run=_import_official)
+
+
+def _finite(text: str) -> float:
+    from latentguard.errors import PolicyError
+    from latentguard.policy import checked_threshold
+
+    try:
+        return checked_threshold(text)
+    except PolicyError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

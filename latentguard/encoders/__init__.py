@@ -1,0 +1,61 @@
+"""Frozen text encoders behind one protocol: `load_encoder` by name, `TextEncoder` for what it returns.
+
+Importing this package imports none of transformers, open_clip or ONNX Runtime; loading an encoder imports what it
+needs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from latentguard.encoders.base import Pooling, Precision, TextEncoder, TokenStates, Window
+from latentguard.errors import EncoderError
+
+__all__ = ["DEFAULT_ENCODER", "Pooling", "Precision", "TextEncoder", "TokenStates", "Window", "load_encoder"]
+
+DEFAULT_ENCODER = "minilm-l6"
+
+
+def load_encoder(
+    name: str = DEFAULT_ENCODER,
+    *,
+    device: torch.device | str = "auto",
+    pad_to_window: bool = False,
+    precision: Precision | None = None,
+    threads: int | None = None,
+) -> TextEncoder:
+    """A text encoder by name, frozen and ready.
+
+    name: "minilm-l6", the embedded default; "hf:ID" or "hf:FOLDER", a Hugging Face CLIP text tower, BERT-like or T5
+    encoder; "open_clip:ARCH:PRETRAINED", where an empty PRETRAINED gives random weights. device: "auto" is the GPU if
+    there is one. pad_to_window: pad every prompt to the encoder's window and count the padding as tokens, as the
+    published Latent Guard does; Hugging Face CLIP only. precision: None is the encoder's own default. threads:
+    processor threads, by default all that the process may use.
+
+    Raises EncoderError for an unknown name, an encoder that can't be loaded, or an option it does not have, and
+    MissingDependencyError where the encoder's library is not installed.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise EncoderError(f"{device}: not a device that PyTorch knows") from error
+    kind, _, place = name.partition(":")
+    if kind == "hf" and place:
+        from latentguard.encoders.huggingface import HuggingFaceEncoder
+
+        return HuggingFaceEncoder(
+            place, device=device, pad_to_window=pad_to_window, precision=precision, threads=threads
+        )
+    if pad_to_window:
+        raise EncoderError(f"{name}: pad_to_window is for Hugging Face CLIP text towers only")
+    if name == DEFAULT_ENCODER:
+        from latentguard.encoders.embedded import EmbeddedEncoder
+
+        return EmbeddedEncoder(device=device, precision=precision, threads=threads)
+    if kind == "open_clip" and place:
+        from latentguard.encoders.openclip import OpenClipEncoder
+
+        return OpenClipEncoder(place, device=device, precision=precision, threads=threads)
+    raise EncoderError(f'{name!r}: not an encoder; give "{DEFAULT_ENCODER}", "hf:ID" or "open_clip:ARCH:PRETRAINED"')

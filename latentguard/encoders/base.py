@@ -1,0 +1,132 @@
+"""What every text encoder gives to the rest: token states, and the windows they are made from.
+
+A text longer than an encoder's window is never truncated. It is cut into windows that overlap by a quarter of their
+content, each wrapped in the encoder's special tokens, so that every token is encoded at least once and a phrase that
+falls on a cut is whole in one of the two windows around it (up to a quarter of the window long).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Pooling = Literal["mean", "eos", "cls"]
+Precision = Literal["int8", "fp32", "bf16", "fp16"]
+
+OVERLAP = 1 / 4
+"""Share of a window's content that the next window repeats."""
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """The last layer's states of B texts, padded to L tokens; the only thing that leaves an encoder.
+
+    hidden: [B, L, D] float32. mask: [B, L] bool, True at real tokens (special tokens included). pooled: [B, D] float32.
+    All three are on the encoder's device. States where `mask` is False mean nothing.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """One encoder window of one text.
+
+    ids: the token ids, special tokens included. offsets: for each id its span of characters `[start, end)` in the
+    text, (0, 0) for a special token.
+    """
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder: evaluation mode, no gradients, no truncation.
+
+    name: what a weights folder records, and what `load_encoder` takes: "minilm-l6", "hf:ID" or
+    "open_clip:ARCH:PRETRAINED". width: D. window: most tokens of one window, special tokens included. pooling: how
+    `pooled` is made from `hidden` (mean over real tokens; state at the end-of-text token; state of the first token).
+    """
+
+    name: str
+    width: int
+    window: int
+    pooling: Pooling
+    device: torch.device
+
+    def windows(self, text: str) -> list[Window]:
+        """Cut a text into windows that together hold each of its tokens; one for a short or empty text."""
+        ...
+
+    def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
+        """Token states of B windows, padded to the longest. Batches of similar length waste least."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        """Token states of the first window of each text: for concepts and other short texts."""
+        ...
+
+
+def split_windows(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    *,
+    window: int,
+    prefix: Sequence[int],
+    suffix: Sequence[int],
+) -> list[Window]:
+    """Cut the tokens of a text, given without special tokens, into overlapping windows.
+
+    Each window is `prefix`, then at most `window - len(prefix) - len(suffix)` tokens, then `suffix`. Neighbours share
+    at least `OVERLAP` of their content; the last window ends at the last token and so may share more. Raises
+    ValueError when the special tokens leave no room.
+    """
+    content = window - len(prefix) - len(suffix)
+    if content < 1:
+        raise ValueError(f"a window of {window} tokens has no room beside {len(prefix) + len(suffix)} special tokens")
+    step = content - int(content * OVERLAP)
+    last = max(0, len(ids) - content)
+    starts = [*range(0, last, step), last]
+    return [
+        Window(
+            ids=(*prefix, *ids[start : start + content], *suffix),
+            offsets=(*[(0, 0)] * len(prefix), *offsets[start : start + content], *[(0, 0)] * len(suffix)),
+        )
+        for start in starts
+    ]
+
+
+def pad_windows(windows: Sequence[Window], pad_id: int, *, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids [B, L] int64 and mask [B, L] bool of B windows, padded on the right to `length`, or to the longest.
+
+    Raises ValueError when there is no window, or one is longer than `length`.
+    """
+    if not windows:
+        raise ValueError("no window to encode")
+    longest = max(len(window.ids) for window in windows)
+    size = longest if length is None else length
+    if size < longest:
+        raise ValueError(f"a window of {longest} tokens doesn't fit into {size}")
+    lengths = torch.tensor([len(window.ids) for window in windows], dtype=torch.int64)
+    rows = [[*window.ids, *[pad_id] * (size - len(window.ids))] for window in windows]
+    return torch.tensor(rows, dtype=torch.int64), torch.arange(size) < lengths[:, None]
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean [B, D] of the states [B, L, D] where the mask [B, L] is True."""
+    weight = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,54 @@
+"""Fast tokenizers made fit for a guard: nothing truncated, nothing forged, nothing hidden in an unknown word."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import FixedLength, PreTokenizer
+from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
+
+from latentguard.encoders.base import Window, split_windows
+from latentguard.errors import EncoderError
+
+
+class WindowTokenizer:
+    """Turns a text into windows of token ids with character offsets.
+
+    It owns the tokenizer it is given and changes three things in it:
+
+    * truncation and padding are switched off;
+    * the text of a special token inside a prompt ("[SEP]", "<|endoftext|>") is read as plain text, so that a prompt
+      can't end itself early;
+    * WordPiece, which reads a word beyond its limit (100 characters) as one unknown token, gets such a word in pieces
+      of that limit instead. Words within the limit are read as before.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, window: int) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        if isinstance(tokenizer.model, WordPiece):
+            pieces = FixedLength(length=tokenizer.model.max_input_chars_per_word)
+            words: list[PreTokenizer] = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+            tokenizer.pre_tokenizer = PreTokenizerSequence([*words, pieces])
+        self._tokenizer = tokenizer
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self.window = window
+        if window <= len(self._prefix) + len(self._suffix):
+            raise EncoderError(f"the encoder's window of {window} tokens has no room for text")
+
+    def windows(self, text: str) -> list[Window]:
+        """The windows of a text of any length; a text without tokens gives one window of special tokens."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return split_windows(
+            encoding.ids, encoding.offsets, window=self.window, prefix=self._prefix, suffix=self._suffix
+        )
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text."""
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    real = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    if not real:
+        raise EncoderError("the encoder's tokenizer gives no token for a letter")
+    return encoding.ids[: real[0]], encoding.ids[real[-1] + 1 :]

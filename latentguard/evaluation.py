@@ -1,0 +1,191 @@
+"""How well a guard tells unsafe prompts from harmless ones: the figures of a labelled file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from latentguard.errors import DataError
+from latentguard.guard import LatentGuard
+from latentguard.records import PromptRow, read_prompts
+
+_LABEL = "unsafe"
+_CATEGORIES = ("category", "categories")
+_YES, _NO = {"1", "true", "yes", "1.0"}, {"0", "false", "no", "0.0"}
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The prompts of a file with what the file says of them.
+
+    Attributes:
+        unsafe: bool [n], from the column ``unsafe``; None where the file has none.
+        categories: of each prompt, from the column ``category`` or ``categories`` (several joined by a bar).
+        reference: another model's scores [n], from the column asked for; None where the file has none.
+    """
+
+    path: Path
+    prompts: list[str]
+    unsafe: np.ndarray | None
+    categories: list[tuple[str, ...]] | None
+    reference: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How scores separate unsafe from harmless prompts, whatever the threshold."""
+
+    auc: float
+    tpr_at_1_fpr: float
+    tpr_at_5_fpr: float
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """The figures of one file at a guard's threshold.
+
+    Shares are between 0 and 1. What needs labels is None in a file without them.
+    """
+
+    file: str
+    prompts: int
+    unsafe: int | None
+    threshold: float
+    blocked: float
+    separation: Separation | None = None
+    accuracy: float | None = None
+    blocked_unsafe: float | None = None
+    blocked_harmless: float | None = None
+    reference: Separation | None = None
+    categories: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
+        return asdict(self)
+
+
+def read_evaluation_set(path: str | Path, *, column: str = "prompt", reference: str | None = None) -> EvaluationSet:
+    """Read a prompt file with its labels, if it has any.
+
+    Raises:
+        DataError: as :func:`latentguard.records.read_prompts`; or a label or a reference score can't be read.
+    """
+    path = Path(path)
+    rows = list(read_prompts(path, column=column))
+    fields = rows[0].fields
+    label = _LABEL if _LABEL in fields else None
+    category = next((name for name in _CATEGORIES if name in fields), None)
+    reference = reference if reference in fields else None
+    return EvaluationSet(
+        path=path,
+        prompts=[row.prompt for row in rows],
+        unsafe=np.array([_label(row, label, path) for row in rows]) if label else None,
+        categories=[tuple(str(row.fields[category]).split("|")) for row in rows] if category else None,
+        reference=np.array([_number(row, reference, path) for row in rows]) if reference else None,
+    )
+
+
+def separation(scores: np.ndarray, unsafe: np.ndarray) -> Separation:
+    """The figures of scores [n] (higher is more unsafe) against labels [n]; DataError if all labels are the same."""
+    if unsafe.all() or not unsafe.any():
+        raise DataError("separation needs both unsafe and harmless prompts")
+    return Separation(
+        auc=float(roc_auc_score(unsafe, scores)),
+        tpr_at_1_fpr=_tpr_at(scores, unsafe, 0.01),
+        tpr_at_5_fpr=_tpr_at(scores, unsafe, 0.05),
+    )
+
+
+def _tpr_at(scores: np.ndarray, unsafe: np.ndarray, rate: float) -> float:
+    """The largest share of unsafe prompts caught by a threshold that at most ``rate`` of the harmless ones reach."""
+    harmless = np.sort(scores[~unsafe])[::-1]
+    return float((scores[unsafe] > harmless[int(rate * len(harmless))]).mean())
+
+
+def evaluate(guard: LatentGuard, data: EvaluationSet) -> tuple[FileReport, np.ndarray]:
+    """The report on one file, and the prompts' scores [n].
+
+    The decision, which ``accuracy`` and the blocked shares count, is the guard's own, with all thresholds of its policy.
+    """
+    verdicts = guard.check_batch(data.prompts)
+    scores = np.array([verdict.score for verdict in verdicts])
+    blocked = np.array([verdict.blocked for verdict in verdicts])
+    unsafe = data.unsafe
+    report = FileReport(
+        file=data.path.stem,
+        prompts=len(verdicts),
+        unsafe=None if unsafe is None else int(unsafe.sum()),
+        threshold=guard.policy.threshold,
+        blocked=float(blocked.mean()),
+        categories=_by_category(data.categories, blocked),
+        **({} if unsafe is None else _labelled_figures(scores, blocked, unsafe, data.reference)),
+    )
+    return report, scores
+
+
+def _labelled_figures(
+    scores: np.ndarray, blocked: np.ndarray, unsafe: np.ndarray, reference: np.ndarray | None
+) -> dict[str, Any]:
+    both = bool(unsafe.any() and not unsafe.all())
+    return {
+        "separation": separation(scores, unsafe) if both else None,
+        "accuracy": float((blocked == unsafe).mean()),
+        "blocked_unsafe": float(blocked[unsafe].mean()) if unsafe.any() else None,
+        "blocked_harmless": float(blocked[~unsafe].mean()) if not unsafe.all() else None,
+        "reference": separation(reference, unsafe) if both and reference is not None else None,
+    }
+
+
+def _by_category(
+    categories: Sequence[tuple[str, ...]] | None, blocked: np.ndarray
+) -> dict[str, tuple[int, float]]:
+    """Of each category: how many prompts, and the share of them blocked."""
+    decisions: dict[str, list[bool]] = {}
+    for names, decision in zip(categories or [], blocked, strict=False):
+        for name in names:
+            decisions.setdefault(name, []).append(bool(decision))
+    return {name: (len(found), sum(found) / len(found)) for name, found in sorted(decisions.items())}
+
+
+def _label(row: PromptRow, column: str, path: Path) -> bool:
+    value = str(row.fields[column]).strip().casefold()
+    if value not in _YES | _NO:
+        raise DataError(f"{path}: row {row.number}, column {column}: expected 0 or 1")
+    return value in _YES
+
+
+def _number(row: PromptRow, column: str, path: Path) -> float:
+    try:
+        return float(row.fields[column])
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: row {row.number}, column {column}: not a number") from None
+
+
+def markdown_table(reports: Sequence[FileReport]) -> str:
+    """The reports as a Markdown table: a row per file, the reference model's figures in brackets beside ours."""
+    head = "| file | prompts | AUC | TPR at 1% FPR | TPR at 5% FPR | accuracy | unsafe blocked | harmless blocked |"
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for report in reports:
+        ours, theirs = report.separation, report.reference
+        cells = [report.file, str(report.prompts)]
+        for name in ("auc", "tpr_at_1_fpr", "tpr_at_5_fpr"):
+            cell = "" if ours is None else f"{getattr(ours, name):.3f}"
+            cells.append(cell if theirs is None else f"{cell} ({getattr(theirs, name):.3f})")
+        harmless = report.blocked_harmless
+        if report.unsafe is None:
+            cells += ["", "", f"{report.blocked:.1%} of all"]
+        else:
+            cells.append(_share(report.accuracy))
+            cells.append(_share(report.blocked_unsafe))
+            cells.append(_share(harmless))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

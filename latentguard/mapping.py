@@ -1,0 +1,241 @@
+"""The mapping layer: how near a prompt is to a concept, from a frozen encoder's states.
+
+Cross-attention of a concept query over a prompt's token states, as in Latent Guard (Liu et al., ECCV 2024,
+arXiv 2404.08031, section 3.2): with ``e`` [D] the pooled state of a concept and ``z`` [L', D] the states of a prompt,
+its pooled state first,
+
+    q = W_q e,  K = W_k z,  V = W_v z          (each split into heads)
+    a = softmax(q Kᵀ / √d),  v' = W_v' concat_h(a V),  q' = W_q' q
+    score = τ · cos(v', q')
+
+The same formula stands here twice. :meth:`MappingLayer.forward` is the plain, differentiable one that training uses.
+:meth:`MappingLayer.score` is the one that answers prompts: whatever depends on the concept alone was computed when the
+bank was built (:class:`ConceptQueries`), keys and values are computed once per prompt and not once per concept, and
+the softmax is left unnormalised until after its product with the values, whose extra column of ones collects the
+normaliser. Tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentguard.encoders.base import TokenStates
+
+INITIAL_TEMPERATURE = 1 / 0.07
+# exp() keeps its relative precision, and the sum of a row can neither overflow nor vanish, within this range.
+_SAFE_LOGIT = 60.0
+# Attention weights computed at a time on an accelerator. A CPU takes the prompts one by one: they stay in its cache, no
+# query is copied, no padding computed, and a prompt's score doesn't depend on its neighbours by a single bit.
+_WEIGHTS_AT_A_TIME = 1 << 26
+
+
+@dataclass(frozen=True)
+class MappingShape:
+    """The sizes of a mapping layer: encoder width D, heads H of width d, output width O."""
+
+    width: int
+    heads: int = 16
+    head_width: int = 32
+    output: int = 128
+
+
+@dataclass(frozen=True)
+class ConceptQueries:
+    """What a mapping layer keeps of N concepts: all that depends on the concepts alone.
+
+    ``query`` [H, N, d] is W_q e, already divided by √d; ``direction`` [N, O] is τ · q' / |q'|.
+    """
+
+    query: Tensor
+    direction: Tensor
+
+    def __len__(self) -> int:
+        return self.direction.shape[0]
+
+    @cached_property
+    def _longest(self) -> Tensor:
+        """The length of the longest query of each head, [H, 1]."""
+        return torch.linalg.vector_norm(self.query, dim=-1).amax(dim=-1, keepdim=True)
+
+    def bounds_logits(self, keys: Tensor, bound: float) -> bool:
+        """Whether no logit of these concepts with keys [B, H, d, L'] can exceed ``bound`` (Cauchy-Schwarz)."""
+        return bool((torch.linalg.vector_norm(keys, dim=2) * self._longest).amax() <= bound)
+
+    def rows(self, index: Tensor | slice) -> ConceptQueries:
+        """The same for the concepts at ``index``, in that order."""
+        return ConceptQueries(self.query[:, index].contiguous(), self.direction[index].contiguous())
+
+    @staticmethod
+    def join(first: ConceptQueries, second: ConceptQueries) -> ConceptQueries:
+        """The concepts of ``first``, then those of ``second``."""
+        return ConceptQueries(
+            torch.cat([first.query, second.query], dim=1), torch.cat([first.direction, second.direction])
+        )
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A score taken apart: ``positions`` [L], without the pooled state, and ``bias`` sum to it."""
+
+    positions: Tensor
+    bias: float
+
+
+def with_pooled(states: TokenStates) -> tuple[Tensor, Tensor]:
+    """The states that the layer attends over: z [B, 1+L, D], the pooled state first, and its mask [B, 1+L].
+
+    Positions that the mask leaves out are zero, so that what an encoder computed there can't matter.
+    """
+    z = torch.cat([states.pooled[:, None], states.hidden * states.mask[..., None]], dim=1)
+    return z, F.pad(states.mask, (1, 0), value=True)
+
+
+class _Workspace(threading.local):
+    """Buffers that one thread uses again and again: fresh ones cost more, in page faults, than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised float32 tensor of ``shape`` on ``like``'s device, valid until ``name`` is taken again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get((name, like.device))
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name, like.device] = torch.empty(size, dtype=torch.float32, device=like.device)
+        return buffer[:size].view(shape)
+
+
+_workspace = _Workspace()
+
+
+class MappingLayer(nn.Module):
+    """Scores prompts against concepts; see the module's text for the formula and its source.
+
+    Attributes follow the paper: ``to_query`` W_q, ``to_key`` W_k, ``to_value`` W_v, ``value_output`` W_v',
+    ``query_output`` W_q', ``temperature`` τ (the factor itself, not its logarithm).
+    """
+
+    def __init__(self, shape: MappingShape) -> None:
+        super().__init__()
+        self.shape = shape
+        inner = shape.heads * shape.head_width
+        self.to_query = nn.Linear(shape.width, inner)
+        self.to_key = nn.Linear(shape.width, inner)
+        self.to_value = nn.Linear(shape.width, inner)
+        self.value_output = nn.Linear(inner, shape.output)
+        self.query_output = nn.Linear(inner, shape.output)
+        self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
+        self._key_value: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, concepts: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        """Scores [B, N] of prompts z [B, L', D] with mask [B, L'] against concepts [N, D]; differentiable."""
+        heads, width = self.shape.heads, self.shape.head_width
+        q = self.to_query(concepts)
+        k, v = (layer(z).unflatten(-1, (heads, width)) for layer in (self.to_key, self.to_value))
+        logits = torch.einsum("nhd,blhd->bhnl", q.unflatten(-1, (heads, width)), k) / math.sqrt(width)
+        a = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=-1)
+        mapped = self.value_output(torch.einsum("bhnl,blhd->bnhd", a, v).flatten(2))
+        return self.temperature * F.cosine_similarity(mapped, self.query_output(q)[None], dim=-1)
+
+    @torch.no_grad()
+    def queries(self, concepts: Tensor) -> ConceptQueries:
+        """What :meth:`score` needs of concepts [N, D]."""
+        heads, width = self.shape.heads, self.shape.head_width
+        q = self.to_query(concepts)
+        direction = self.temperature * F.normalize(self.query_output(q), dim=-1)
+        return ConceptQueries((q / math.sqrt(width)).unflatten(-1, (heads, width)).transpose(0, 1).contiguous(), direction)
+
+    @torch.inference_mode()
+    def score(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
+        """Scores [B, N] of prompts z [B, L', D] with mask [B, L'], as :func:`with_pooled` gives them; no gradient."""
+        scores = torch.empty(z.shape[0], len(queries), dtype=torch.float32, device=z.device)
+        if z.device.type == "cpu":
+            for i, length in enumerate(_lengths(mask)):
+                one = slice(i, i + 1)
+                scores[one] = self._score_chunk(queries, z[one, :length], mask[one, :length])
+            return scores
+        step = max(1, _WEIGHTS_AT_A_TIME // (self.shape.heads * max(1, len(queries)) * z.shape[1]))
+        for start in range(0, z.shape[0], step):
+            chunk = slice(start, start + step)
+            scores[chunk] = self._score_chunk(queries, z[chunk], mask[chunk])
+        return scores
+
+    def _score_chunk(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
+        heads, width, inner = self.shape.heads, self.shape.head_width, self.shape.heads * self.shape.head_width
+        (batch, length, _), concepts = z.shape, len(queries)
+        take = _workspace.take
+        weight, bias = self._fused_key_value()
+        kv = take("kv", (batch * length, 2 * inner), z)
+        torch.addmm(bias, z.reshape(batch * length, -1), weight, out=kv)
+        kv = kv.view(batch, length, 2, heads, width)
+        k = kv[:, :, 0].permute(0, 2, 3, 1).reshape(batch * heads, width, length)
+        v = take("v", (batch, heads, length, width + 1), z)
+        v[..., :width] = kv[:, :, 1].transpose(1, 2)
+        v[..., width] = 1
+        v *= mask[:, None, :, None]
+        a = take("a", (batch * heads, concepts, length), z)
+        torch.bmm(queries.query.expand(batch, -1, -1, -1).reshape(batch * heads, concepts, width), k, out=a)
+        if not queries.bounds_logits(k.view(batch, heads, width, length), _SAFE_LOGIT):
+            a = a.view(batch, heads, concepts, length).masked_fill_(~mask[:, None, None, :], -torch.inf)
+            a = a.sub_(a.amax(dim=-1, keepdim=True)).view(batch * heads, concepts, length)
+        a.exp_()
+        y = take("y", (batch * heads, concepts, width + 1), z)
+        torch.bmm(a, v.view(batch * heads, length, width + 1), out=y)
+        y = y.view(batch, heads, concepts, width + 1).transpose(1, 2)
+        x = take("x", (batch, concepts, heads, width), z)
+        torch.div(y[..., :width], y[..., width:], out=x)
+        mapped = take("mapped", (batch * concepts, self.shape.output), z)
+        output = self.value_output
+        torch.addmm(output.bias, x.view(batch * concepts, inner), output.weight.t(), out=mapped)
+        mapped = mapped.view(batch, concepts, self.shape.output)
+        norm = torch.linalg.vecdot(mapped, mapped).clamp_min_(1e-16).rsqrt_()
+        return torch.linalg.vecdot(mapped, queries.direction).mul_(norm)
+
+    def _fused_key_value(self) -> tuple[Tensor, Tensor]:
+        """W_k and W_v side by side [D, 2·H·d], and their biases, kept from the first use on."""
+        if self._key_value is None:
+            self._key_value = (
+                torch.cat([self.to_key.weight, self.to_value.weight]).detach().t().contiguous(),
+                torch.cat([self.to_key.bias, self.to_value.bias]).detach(),
+            )
+        return self._key_value
+
+    def train(self, mode: bool = True) -> MappingLayer:
+        """As in ``nn.Module``; also forgets what inference keeps, since training changes it."""
+        self._key_value = None
+        return super().train(mode)
+
+    def _apply(self, *args: object, **kwargs: object) -> MappingLayer:
+        self._key_value = None
+        return super()._apply(*args, **kwargs)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def attribute(self, queries: ConceptQueries, z: Tensor, mask: Tensor, pooling: Tensor) -> Attribution:
+        """One prompt z [L', D] with mask [L'] and one concept: what each position added to the score.
+
+        v' is a sum over positions, and for its given length |v'| so is the score: position l adds
+        Σ_h a_hl (W_v' V_l)_h · q' τ / (|q'| |v'|), and W_v's bias adds the rest. The pooled state is itself a sum,
+        ``pooling`` [L] times the positions' states, so what it added is theirs in the same shares.
+        """
+        heads, width = self.shape.heads, self.shape.head_width
+        k, v = (layer(z).unflatten(-1, (heads, width)) for layer in (self.to_key, self.to_value))
+        a = torch.einsum("hd,lhd->hl", queries.query[:, 0], k).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        a = a[:, 1:] + a[:, :1] * pooling
+        parts = torch.einsum("hl,lhd->lhd", a, v[1:]).flatten(1) @ self.value_output.weight.t()
+        bias = self.value_output.bias
+        direction = queries.direction[0] / (parts.sum(0) + bias).norm().clamp_min(1e-8)
+        return Attribution(parts @ direction, float(bias @ direction))
+
+
+def _lengths(mask: Tensor) -> list[int]:
+    """For each row of mask [B, L'], how many positions reach up to its last real one."""
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths: list[int] = (mask * places).amax(dim=1).tolist()
+    return lengths

@@ -1,0 +1,152 @@
+"""A training run from files to a weights folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+
+from latentguard.calibration import threshold_for
+from latentguard.encoders import load_encoder
+from latentguard.encoders.base import TextEncoder
+from latentguard.errors import DataError
+from latentguard.guard import LatentGuard
+from latentguard.plots import plot_learning_curve
+from latentguard.policy import Policy
+from latentguard.records import ConceptEntry, read_concepts, read_prompts
+from latentguard.shipped import shipped_path
+from latentguard.training.cache import TokenStateCache
+from latentguard.training.pairs import PairReport, read_negatives, read_pairs
+from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
+from latentguard.weights import DEFAULT_MODEL, WeightsConfig, save_weights
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run reads and writes.
+
+    Attributes:
+        data: training pairs: CoPro_v1.0.json, CoProV2 csv, or csv of ``concept, unsafe_prompt, safe_prompt``.
+        output: the weights folder to write; checkpoint, metrics and learning curve go to its subfolder ``training``.
+        negatives: files of harmless prompts.
+        concept_names: files of concept names by which to place the pairs of files that name none (CoProV2).
+        exclude_prompts: files of prompts that must not enter training, such as test sets.
+        exclude_concepts: files of concepts that must not enter training.
+        bank: the default concepts of the trained guard; the project's own if left out.
+        calibrate: a file of harmless prompts that the threshold is set on.
+        false_positive_rate: the share of them that may be blocked.
+        encoder: the encoder's name.
+        cache: where token states are kept; the user's cache folder if left out.
+    """
+
+    data: Sequence[Path]
+    output: Path
+    calibrate: Path
+    negatives: Sequence[Path] = ()
+    concept_names: Sequence[Path] = ()
+    exclude_prompts: Sequence[Path] = ()
+    exclude_concepts: Sequence[Path] = ()
+    bank: Path | None = None
+    false_positive_rate: float = 0.01
+    encoder: str = DEFAULT_MODEL
+    device: str = "auto"
+    cache: Path | None = None
+    resume: bool = False
+    arguments: TrainingArguments = field(default_factory=TrainingArguments)
+    command: str = ""
+
+    def execute(self) -> tuple[Path, PairReport, TrainingResult]:
+        """Read, encode, train, calibrate, and write the weights folder; returns it with the reports.
+
+        Raises:
+            LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on.
+        """
+        names = [entry.name for path in self.concept_names for entry in read_concepts(path)]
+        pairs, report = read_pairs(
+            self.data,
+            concepts=names or None,
+            exclude_prompts={row.prompt for path in self.exclude_prompts for row in read_prompts(path)},
+            exclude_concepts={entry.name for path in self.exclude_concepts for entry in read_concepts(path)},
+        )
+        negatives = read_negatives(self.negatives)
+        bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
+        harmless = [row.prompt for row in read_prompts(self.calibrate)]
+        if set(harmless) & set(negatives):
+            raise DataError(f"{self.calibrate}: holds prompts that training uses, so no threshold can be set on it")
+        encoder = load_encoder(self.encoder, device=self.device)
+        trainer = Trainer(
+            encoder,
+            TokenStateCache(self._cache_folder(encoder), encoder),
+            pairs,
+            negatives,
+            self.arguments,
+            self.output / "training",
+            torch.device(encoder.device),
+        )
+        result = trainer.train(resume=self.resume)
+        plot_learning_curve(result.history, self.output / "training" / "learning_curve.png")
+        threshold = self._threshold(encoder, result, bank, harmless)
+        config = WeightsConfig(
+            encoder=encoder.name,
+            shape=result.mapping.shape,
+            threshold=round(threshold, 4),
+            training={
+                "command": self.command,
+                "data": {path.name: _sha256(path) for path in [*self.data, *self.negatives, self.calibrate]},
+                "recipe": asdict(self.arguments),
+                "pairs": report.as_dict(),
+                "negatives": len(negatives),
+                "held_out_concepts": result.best,
+                "calibration": {"prompts": len(harmless), "false_positive_rate": self.false_positive_rate},
+            },
+        )
+        return save_weights(self.output, result.mapping, config, bank, _card(config)), report, result
+
+    def _cache_folder(self, encoder: TextEncoder) -> Path:
+        root = self.cache if self.cache is not None else user_cache_path("latentguard") / "token-states"
+        return root / "".join(c if c.isalnum() or c in "-._" else "_" for c in encoder.name)
+
+    def _threshold(
+        self, encoder: TextEncoder, result: TrainingResult, bank: Sequence[ConceptEntry], harmless: Sequence[str]
+    ) -> float:
+        guard = LatentGuard(encoder, result.mapping, bank, Policy(0.0))
+        return threshold_for(np.asarray(guard.score(harmless)), self.false_positive_rate)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _card(config: WeightsConfig) -> str:
+    training = config.training
+    pairs, held_out, calibration = training["pairs"], training["held_out_concepts"], training["calibration"]
+    files = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in training["data"].items())
+    return f"""# A mapping layer for `{config.encoder}`
+
+Trained by latentguard with the two-way contrastive loss of Latent Guard (Liu et al., ECCV 2024, arXiv 2404.08031) on
+{pairs["pairs"]:,} pairs of an unsafe prompt and its safe twin and {training["negatives"]:,} harmless prompts. Apache-2.0.
+
+## How it was made
+
+```
+{training["command"]}
+```
+
+From these files:
+
+{files}
+
+Recipe: `{json.dumps(training["recipe"])}`
+
+The concepts held out of training, by which it was stopped: AUC {held_out["auc"]:.3f} against all harmless prompts,
+{held_out["auc_twins"]:.3f} against the unsafe prompts' safe twins, {held_out["auc_ordinary"]:.3f} against ordinary prompts.
+
+The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.1%} of harmless prompts like the
+{calibration["prompts"]:,} of `{list(training["data"])[-1]}` be blocked (split conformal calibration).
+"""

@@ -1,0 +1,281 @@
+"""Training a mapping layer from cached token states."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from latentguard.encoders.base import TextEncoder
+from latentguard.errors import DataError
+from latentguard.files import atomic_path
+from latentguard.mapping import MappingLayer, MappingShape
+from latentguard.normalize import normalize
+from latentguard.training.cache import TokenStateCache
+from latentguard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from latentguard.training.losses import two_way_contrastive
+from latentguard.training.pairs import TrainingPair, split_concepts
+from latentguard.training.sampling import PairTable, Places, draw_batch, tabulate
+
+_CHECKPOINT = "checkpoint.safetensors"
+_METRICS = "metrics.json"
+_HELD_OUT_NEGATIVES = 0.05
+_MOST_HELD_OUT_NEGATIVES = 1_000
+_SCORED_AT_A_TIME = 128
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """The recipe.
+
+    Attributes:
+        epochs: passes over as many prompts as there are pairs.
+        concepts_per_batch: concepts in a batch, each with one unsafe prompt and its safe twin.
+        negatives_per_batch: further harmless prompts in a batch.
+        learning_rate: the highest; reached after ``warmup``, a share of all steps, then falling as a cosine to 0.
+        weight_decay: AdamW's.
+        noise: standard deviation of the noise added to states and concepts, as a share of their own.
+        averaging: the decay of the running average of the weights; the average is what is evaluated and kept.
+        held_out: the share of the concepts kept out of training, to stop by.
+        evaluate_every: steps between evaluations on the held-out concepts; a checkpoint is written at each.
+        patience: evaluations without a better one after which training stops.
+        seed: of the weights and the batches.
+    """
+
+    epochs: int = 6
+    concepts_per_batch: int = 64
+    negatives_per_batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    noise: float = 0.0
+    averaging: float = 0.98
+    held_out: float = 0.1
+    evaluate_every: int = 100
+    patience: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained layer (the best by held-out AUC, on the CPU), and the evaluations in order."""
+
+    mapping: MappingLayer
+    best: dict[str, float]
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    embeddings: Tensor
+    prompts: Places
+    unsafe: np.ndarray
+    twin: np.ndarray
+
+
+class Trainer:
+    """Trains on pairs and harmless negatives, stopping by the AUC on concepts that training never saw.
+
+    Args:
+        encoder: the frozen encoder; used once per text, then its states come from the cache.
+        cache: where the states are kept.
+        output: the folder for checkpoint and metrics; made if absent.
+        device: where the layer is trained.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        cache: TokenStateCache,
+        pairs: Sequence[TrainingPair],
+        negatives: Sequence[str],
+        arguments: TrainingArguments,
+        output: Path,
+        device: torch.device,
+    ) -> None:
+        self.arguments = arguments
+        self.output = output
+        self.device = device
+        self.cache = cache
+        train, held_out = split_concepts(pairs, held_out=arguments.held_out, seed=arguments.seed)
+        if not train or not held_out:
+            raise DataError("too few concepts to train on some and hold others out")
+        texts = [text for pair in pairs for text in (pair.unsafe, pair.safe) if text is not None]
+        normalized = {text: normalize(text) for text in [*texts, *negatives]}
+        cache.fill(list(dict.fromkeys(normalized.values())))
+        entries = cache.positions(list(normalized.values())).tolist()
+        places = dict(zip(normalized, entries, strict=True))
+        self.table = tabulate(train, places)
+        self.embeddings = _embed(encoder, self.table.concepts).to(device)
+        rows = np.array([places[text] for text in negatives], dtype=np.int64)
+        rows = np.random.default_rng(arguments.seed).permutation(rows)
+        kept_back = min(_MOST_HELD_OUT_NEGATIVES, int(len(rows) * _HELD_OUT_NEGATIVES))
+        self.negatives = rows[kept_back:]
+        self.held_out = _held_out(encoder, tabulate(held_out, places), rows[:kept_back], device)
+        self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
+
+    def train(self, *, resume: bool = False) -> TrainingResult:
+        """Train, from the start or from the last checkpoint; the same numbers bit for bit on a CPU either way.
+
+        Raises:
+            DataError: there is a checkpoint and ``resume`` is false, or it belongs to another recipe or other data.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / _CHECKPOINT
+        if path.exists() and not resume:
+            raise DataError(f"{path}: a checkpoint of an earlier run; give --resume to go on, or another folder")
+        torch.manual_seed(self.arguments.seed)
+        mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
+        rejection = nn.Parameter(torch.zeros((), device=self.device))
+        parameters = {**dict(mapping.named_parameters()), "rejection": rejection}
+        optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=self.arguments.weight_decay)
+        average = {name: tensor.detach().clone() for name, tensor in mapping.named_parameters()}
+        progress = Checkpoint(step=0, history=[], best=dict(average))
+        if path.exists():
+            progress = load_checkpoint(path, self._fingerprint(), parameters, average, optimizer, self.device)
+        mapping.train()
+        loss = torch.zeros(())
+        bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=None)
+        with bar:
+            while progress.step < self.steps and not self._has_stalled(progress.history):
+                loss = self._step(mapping, rejection, parameters, average, optimizer, progress.step)
+                progress.step += 1
+                bar.update()
+                if progress.step % self.arguments.evaluate_every == 0 or progress.step == self.steps:
+                    figures = {"step": progress.step, "loss": float(loss), **self.evaluate(average)}
+                    if figures["auc"] > max((f["auc"] for f in progress.history), default=0.0):
+                        progress.best = {name: tensor.clone() for name, tensor in average.items()}
+                    progress.history.append(figures)
+                    bar.set_postfix(loss=f"{figures['loss']:.3f}", auc=f"{figures['auc']:.4f}")
+                    save_checkpoint(path, self._fingerprint(), progress, parameters, average, optimizer)
+                    self._write_metrics(progress.history)
+        trained = MappingLayer(MappingShape(self.cache.width))
+        trained.load_state_dict({name: tensor.cpu() for name, tensor in progress.best.items()})
+        best = max(progress.history, key=lambda figures: figures["auc"])
+        return TrainingResult(trained.eval().requires_grad_(False), best, progress.history)
+
+    def _step(
+        self,
+        mapping: MappingLayer,
+        rejection: Tensor,
+        parameters: dict[str, Tensor],
+        average: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        step: int,
+    ) -> Tensor:
+        arguments = self.arguments
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * _schedule(step, self.steps, arguments.warmup)
+        batch = draw_batch(
+            self.table,
+            self.negatives,
+            concepts=arguments.concepts_per_batch,
+            harmless=arguments.negatives_per_batch,
+            seed=arguments.seed,
+            step=step,
+        )
+        z, mask = self.cache.gather(np.concatenate([batch.unsafe, batch.harmless]), device=self.device)
+        embeddings = self.embeddings[torch.from_numpy(batch.concepts).to(self.device)]
+        if arguments.noise:
+            generator = torch.Generator(self.device).manual_seed(hash((arguments.seed, step)) % (1 << 62))
+            z = _noisy(z, arguments.noise, generator)
+            embeddings = _noisy(embeddings, arguments.noise, generator)
+        with self._autocast():
+            scores = mapping(embeddings, z, mask)
+        loss = two_way_contrastive(scores.float(), rejection)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            # A short memory at first, so that the average doesn't drag the random start along.
+            weight = 1 - min(arguments.averaging, (1 + step) / (10 + step))
+            for name, tensor in mapping.named_parameters():
+                average[name].lerp_(tensor, weight)
+        return loss.detach()
+
+    def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
+        """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone."""
+        mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
+        mapping.load_state_dict(state)
+        mapping.eval()
+        scores: list[np.ndarray] = []
+        with torch.no_grad():
+            for start in range(0, len(self.held_out.prompts), _SCORED_AT_A_TIME):
+                z, mask = self.cache.gather(
+                    self.held_out.prompts[start : start + _SCORED_AT_A_TIME], device=self.device
+                )
+                scores.append(mapping(self.held_out.embeddings, z, mask).amax(dim=1).cpu().numpy())
+        score, unsafe, twin = np.concatenate(scores), self.held_out.unsafe, self.held_out.twin
+        against_twins = unsafe | twin
+        ordinary = ~twin
+        return {
+            "auc": float(roc_auc_score(unsafe, score)),
+            "auc_twins": float(roc_auc_score(unsafe[against_twins], score[against_twins])),
+            "auc_ordinary": float(roc_auc_score(unsafe[ordinary], score[ordinary])) if (ordinary & ~unsafe).any() else 0.0,
+        }
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.device.type == "cpu":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _has_stalled(self, history: list[dict[str, float]]) -> bool:
+        if not history:
+            return False
+        best = max(range(len(history)), key=lambda i: history[i]["auc"])
+        return len(history) - 1 - best >= self.arguments.patience
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What has to be the same for a checkpoint to go on: the recipe and the data's sizes."""
+        return {
+            **asdict(self.arguments),
+            "width": self.cache.width,
+            "pairs": len(self.table),
+            "concepts": len(self.table.concepts),
+            "negatives": len(self.negatives),
+        }
+
+    def _write_metrics(self, history: list[dict[str, float]]) -> None:
+        with atomic_path(self.output / _METRICS) as temporary:
+            temporary.write_text(json.dumps({"recipe": asdict(self.arguments), "evaluations": history}, indent=1) + "\n")
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step as a share of the highest: linear warm-up, then a cosine down to 0."""
+    rising = max(1, int(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _noisy(states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(states.shape, generator=generator, device=states.device, dtype=states.dtype)
+    return states + noise * states.std(dim=-1, keepdim=True) * drawn
+
+
+def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:
+    texts = [normalize(concept) for concept in concepts]
+    return torch.cat([encoder.encode(texts[i : i + 256]).pooled.float() for i in range(0, len(texts), 256)])
+
+
+def _held_out(encoder: TextEncoder, table: PairTable, negatives: Places, device: torch.device) -> _HeldOut:
+    twins = table.safe[table.safe >= 0]
+    sizes = [len(table.unsafe), len(twins), len(negatives)]
+    kinds = np.repeat([0, 1, 2], sizes)
+    return _HeldOut(
+        embeddings=_embed(encoder, table.concepts).to(device),
+        prompts=np.concatenate([table.unsafe, twins, negatives]),
+        unsafe=kinds == 0,
+        twin=kinds == 1,
+    )

@@ -1,0 +1,246 @@
+"""Reading and writing ``weights/`` folders: a trained mapping layer with all that is needed to use it.
+
+A folder holds ``model.safetensors`` (the layer), ``config.json`` (its sizes, the encoder it belongs to, the threshold,
+the SHA-256 of the layer's file), ``concepts.json`` (the default bank) and a card, ``README.md``. Nothing in it is code
+and nothing is read with pickle; the published checkpoint, which is a pickle, goes through :func:`import_official` once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from latentguard.errors import DataError, PolicyError, WeightsError
+from latentguard.files import atomic_path
+from latentguard.mapping import MappingLayer, MappingShape
+from latentguard.policy import checked_threshold
+from latentguard.records import ConceptEntry, read_concepts
+from latentguard.shipped import shipped_path
+
+DEFAULT_MODEL = "minilm-l6"
+_FORMAT = 1
+_MODEL, _CONFIG, _CONCEPTS, _CARD = "model.safetensors", "config.json", "concepts.json", "README.md"
+
+# The published checkpoint's names for the layers, and its sizes (CLIP ViT-L/14).
+_OFFICIAL_NAMES = {
+    "x2_to_query": "to_query",
+    "x1_to_key": "to_key",
+    "x1_to_value": "to_value",
+    "final_mlp": "value_output",
+    "mlp_query1": "query_output",
+}
+OFFICIAL_ENCODER = "hf:openai/clip-vit-large-patch14"
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """What ``config.json`` says.
+
+    Attributes:
+        encoder: the name of the encoder whose states the layer was trained on.
+        shape: the layer's sizes.
+        threshold: the score from which a prompt is blocked.
+        pad_to_window: whether the layer attends over the padding up to the encoder's window, as the published one does.
+        training: how the layer was made, for the reader.
+    """
+
+    encoder: str
+    shape: MappingShape
+    threshold: float
+    pad_to_window: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A trained mapping layer, its config and its default concepts."""
+
+    config: WeightsConfig
+    mapping: MappingLayer
+    concepts: tuple[ConceptEntry, ...]
+
+
+def find_weights(name_or_dir: str | Path | None = None) -> Path:
+    """The folder that ``name_or_dir`` means: one of the shipped names, a folder, or a repository on the Hugging Face hub.
+
+    Raises:
+        WeightsError: there is no such folder, name or repository.
+    """
+    name = str(name_or_dir if name_or_dir is not None else DEFAULT_MODEL)
+    for folder in (shipped_path("weights") / name, Path(name)):
+        if (folder / _CONFIG).is_file():
+            return folder
+    if Path(name).exists():
+        raise WeightsError(f"{name}: no {_CONFIG} there, so it is not a weights folder")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        shipped = ", ".join(sorted(p.parent.name for p in shipped_path("weights").glob(f"*/{_CONFIG}"))) or "none"
+        raise WeightsError(f"{name}: no such weights; shipped: {shipped}; or give a folder or a hub id OWNER/NAME")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[_MODEL, _CONFIG, _CONCEPTS, _CARD]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{hub_id}: can't be had from the Hugging Face hub ({reason})") from error
+    if not (folder / _CONFIG).is_file():
+        raise WeightsError(f"{hub_id}: no {_CONFIG} in that repository, so it holds no weights of this project")
+    return folder
+
+
+def load_weights(folder: str | Path) -> Weights:
+    """Read a weights folder; the layer is in eval mode, frozen, on the CPU.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or says what this version can't follow.
+    """
+    folder = Path(folder)
+    described = _read_config(folder / _CONFIG)
+    try:
+        config = WeightsConfig(
+            encoder=str(described["encoder"]),
+            shape=MappingShape(**{name: int(size) for name, size in described["shape"].items()}),
+            threshold=checked_threshold(described["threshold"]),
+            pad_to_window=bool(described.get("pad_to_window", False)),
+            training=described.get("training", {}),
+        )
+        digest = described["sha256"]
+    except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
+        raise WeightsError(f"{folder / _CONFIG}: {type(error).__name__} at {error}") from error
+    path = folder / _MODEL
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise WeightsError(f"{path}: damaged or truncated: its SHA-256 is not the one in {_CONFIG}")
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        concepts = tuple(read_concepts(folder / _CONCEPTS))
+    except DataError as error:
+        raise WeightsError(f"{folder.name}: {error}") from error
+    return Weights(config, _build(config.shape, state, path), concepts)
+
+
+def save_weights(
+    folder: str | Path, mapping: MappingLayer, config: WeightsConfig, concepts: Iterable[ConceptEntry], card: str
+) -> Path:
+    """Write a weights folder. Each file is whole or absent, and ``config.json`` comes last: with it the folder counts."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in mapping.state_dict().items()}
+    with atomic_path(folder / _MODEL) as temporary:
+        save_file(state, str(temporary))
+    entries = [{k: v for k, v in asdict(concept).items() if v is not None} for concept in concepts]
+    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
+    _write_text(folder / _CONCEPTS, f"[\n{lines}\n]\n")
+    _write_text(folder / _CARD, card)
+    described = {"format": _FORMAT, **asdict(config), "sha256": hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()}
+    _write_text(folder / _CONFIG, json.dumps(described, indent=2) + "\n")
+    return folder
+
+
+def read_official(path: str | Path) -> MappingLayer:
+    """The mapping layer in the published ``model_parameters.pth``, read with ``weights_only=True``.
+
+    Raises:
+        WeightsError: the file is missing, is not such a checkpoint, or holds anything but tensors.
+    """
+    path = Path(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path}: holds {type(loaded).__name__}, not named tensors")
+    state: dict[str, Tensor] = {}
+    for official, ours in _OFFICIAL_NAMES.items():
+        for part in ("weight", "bias"):
+            state[f"{ours}.{part}"] = _tensor(loaded, f"{official}.{part}", path)
+    state["temperature"] = _tensor(loaded, "tempr", path).reshape(())
+    inner, width = state["to_query.weight"].shape
+    heads = MappingShape.heads
+    if inner % heads:
+        raise WeightsError(f"{path}: {inner} rows of x2_to_query don't split into {heads} heads")
+    shape = MappingShape(int(width), heads, int(inner) // heads, int(state["value_output.weight"].shape[0]))
+    return _build(shape, state, path)
+
+
+def import_official(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    threshold: float,
+    concepts: Iterable[ConceptEntry],
+    encoder: str = OFFICIAL_ENCODER,
+) -> Path:
+    """Turn the published ``model_parameters.pth`` into a weights folder; errors as :func:`read_official`."""
+    mapping = read_official(path)
+    config = WeightsConfig(
+        encoder=encoder,
+        shape=mapping.shape,
+        threshold=checked_threshold(threshold),
+        pad_to_window=True,
+        training={"source": "the published Latent Guard checkpoint (Liu et al., ECCV 2024, arXiv 2404.08031)"},
+    )
+    card = (
+        "# The published Latent Guard mapping layer\n\n"
+        "Imported from the authors' `model_parameters.pth` (Liu et al., ECCV 2024, arXiv 2404.08031) with\n"
+        "`python -m latentguard import-official`. Attends over all positions of the encoder's window, padding included,\n"
+        f"as the published code does. Encoder: `{encoder}`. Threshold: {config.threshold}.\n"
+    )
+    return save_weights(folder, mapping, config, concepts, card)
+
+
+def _build(shape: MappingShape, state: Mapping[str, Tensor], path: Path) -> MappingLayer:
+    mapping = MappingLayer(shape)
+    try:
+        mapping.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: the tensors don't fit the layer ({reason})") from error
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in mapping.state_dict().values()):
+        raise WeightsError(f"{path}: holds numbers that are not finite")
+    return mapping.eval().requires_grad_(False)
+
+
+def _tensor(loaded: Mapping[Any, Any], name: str, path: Path) -> Tensor:
+    tensor = loaded.get(name)
+    if not isinstance(tensor, Tensor):
+        raise WeightsError(f"{path}: no tensor {name!r}, so it is not the published checkpoint")
+    return tensor
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: not JSON ({error})") from error
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+        raise WeightsError(f"{path}: not a config of format {_FORMAT}")
+    return described
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,8 @@
+"""Train a mapping layer: ``python train.py --data PATH... --output DIR --calibrate FILE``; ``--help`` tells the rest."""
+
+import sys
+
+from latentguard.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))
