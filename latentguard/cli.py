@@ -86,7 +86,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from latentguard.evaluation import evaluate, markdown_table, read_evaluation_set
+    from latentguard.evaluation import draw, evaluate, markdown_table, read_evaluation_set
     from latentguard.files import atomic_path
     from latentguard.guard import LatentGuard
     from latentguard.records import read_concepts
@@ -111,9 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         with atomic_path(arguments.output) as temporary:
             temporary.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
     if arguments.plots is not None:
-        from latentguard.evaluation_plots import draw_all
-
-        for path in draw_all(guard, sets, [scores for _, scores in results], arguments.plots):
+        for path in draw(guard, sets, [scores for _, scores in results], arguments.plots):
             print(f"drew {path}")
 
 
@@ -165,8 +163,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH",
                         help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
-    parser.add_argument("--calibrate", type=Path, required=True, metavar="FILE",
-                        help="harmless prompts, not in training, that the threshold is set on")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE",
+                        help="harmless prompts, not in training, that the threshold is set on (default: those held out)")
     parser.add_argument("--false-positive-rate", type=_finite, default=0.01, metavar="R",
                         help="the share of them that may be blocked (default: 0.01)")
     parser.add_argument("--negatives", type=Path, nargs="+", default=(), metavar="FILE", help="harmless prompts")

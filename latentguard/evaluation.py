@@ -12,10 +12,14 @@ from sklearn.metrics import roc_auc_score
 
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
+from latentguard.mapping import with_pooled
+from latentguard.normalize import normalize
+from latentguard.plots import plot_latent_space, plot_roc, plot_score_histogram
 from latentguard.records import PromptRow, read_prompts
 
 _LABEL = "unsafe"
 _CATEGORIES = ("category", "categories")
+_DRAWN_PROMPTS = 1_000  # t-SNE of more takes long and shows no more
 _YES, _NO = {"1", "true", "yes", "1.0"}, {"0", "false", "no", "0.0"}
 
 
@@ -164,6 +168,44 @@ def _number(row: PromptRow, column: str, path: Path) -> float:
         return float(row.fields[column])
     except (TypeError, ValueError):
         raise DataError(f"{path}: row {row.number}, column {column}: not a number") from None
+
+
+def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.ndarray], folder: Path) -> list[Path]:
+    """Draw the ROC curves of all labelled files, each file's score histogram, and each labelled file's t-SNE before and
+    after the mapping layer, as PNG into ``folder``; returns the files."""
+    drawn = []
+    labelled = [(one, of_one) for one, of_one in zip(data, scores, strict=True) if one.unsafe is not None]
+    if labelled:
+        curves = {one.path.stem: (np.asarray(one.unsafe), of_one) for one, of_one in labelled}
+        for one, _ in labelled:
+            if one.reference is not None:
+                curves[f"{one.path.stem}, reference"] = (np.asarray(one.unsafe), one.reference)
+        drawn.append(folder / "roc.png")
+        plot_roc(curves, drawn[-1])
+    for one, of_one in zip(data, scores, strict=True):
+        drawn.append(folder / f"scores_{one.path.stem}.png")
+        plot_score_histogram(one.path.stem, of_one, one.unsafe, guard.policy.threshold, drawn[-1])
+    for one, _ in labelled:
+        chosen = np.random.default_rng(0).permutation(len(one.prompts))[:_DRAWN_PROMPTS]
+        before, after = latent_space(guard, [one.prompts[i] for i in chosen])
+        drawn.append(folder / f"tsne_{one.path.stem}.png")
+        plot_latent_space(one.path.stem, before, after, np.asarray(one.unsafe)[chosen], drawn[-1])
+    return drawn
+
+
+def latent_space(guard: LatentGuard, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts before and after the mapping layer: pooled states [n, D], and v' [n, O] as each prompt's nearest concept
+    sees it. Of a prompt longer than the encoder's window, the first window."""
+    snapshot = guard.concepts.snapshot
+    before, after = [], []
+    for prompt in prompts:
+        states = guard.encoder.encode([normalize(prompt)])
+        z, mask = with_pooled(states)
+        nearest = guard.mapping.score(snapshot.queries, z, mask)[0].argmax()
+        mapped = guard.mapping.mapped(snapshot.embeddings[nearest][None], z, mask)
+        before.append(states.pooled[0].float().cpu().numpy())
+        after.append(mapped[0, 0].float().cpu().numpy())
+    return np.stack(before), np.stack(after)
 
 
 def markdown_table(reports: Sequence[FileReport]) -> str:

@@ -136,13 +136,19 @@ class MappingLayer(nn.Module):
 
     def forward(self, concepts: Tensor, z: Tensor, mask: Tensor) -> Tensor:
         """Scores [B, N] of prompts z [B, L', D] with mask [B, L'] against concepts [N, D]; differentiable."""
+        mapped = self.mapped(concepts, z, mask)
+        directions = self.query_output(self.to_query(concepts))
+        return self.temperature * F.cosine_similarity(mapped, directions[None], dim=-1)
+
+    def mapped(self, concepts: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+        """The prompts as each concept sees them, v' [B, N, O]; arguments as in :meth:`forward`."""
         heads, width = self.shape.heads, self.shape.head_width
-        q = self.to_query(concepts)
+        q = self.to_query(concepts).unflatten(-1, (heads, width))
         k, v = (layer(z).unflatten(-1, (heads, width)) for layer in (self.to_key, self.to_value))
-        logits = torch.einsum("nhd,blhd->bhnl", q.unflatten(-1, (heads, width)), k) / math.sqrt(width)
+        logits = torch.einsum("nhd,blhd->bhnl", q, k) / math.sqrt(width)
         a = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=-1)
-        mapped = self.value_output(torch.einsum("bhnl,blhd->bnhd", a, v).flatten(2))
-        return self.temperature * F.cosine_similarity(mapped, self.query_output(q)[None], dim=-1)
+        mapped: Tensor = self.value_output(torch.einsum("bhnl,blhd->bnhd", a, v).flatten(2))
+        return mapped
 
     @torch.no_grad()
     def queries(self, concepts: Tensor) -> ConceptQueries:

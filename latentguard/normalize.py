@@ -48,7 +48,7 @@ def normalize(text: str) -> str:
     # Twice: once while wide gaps still tell words of spaced-out letters apart, once for letters with only wide gaps.
     text = _join_spaced_letters(text)
     text = _join_spaced_letters(" ".join(text.split()))
-    return _WORD_OR_EMAIL.sub(_read_leet, text)
+    return _WORD_OR_EMAIL.sub(_read_leet, text) if _LEET_SIGN.search(text) else text
 
 
 # Character classes, to be put between brackets in the patterns below.
@@ -67,20 +67,25 @@ _SYMBOL = "".join(sign for sign in _LEET if not sign.isalnum())
 
 # --- the quick way out for ordinary text
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_LEET_HINT = re.compile(rf"[013457@$!](?:(?<=[A-Za-z].)[013457@$!]*[A-Za-z]|(?<=[A-Za-z]\$)|(?<=\$)(?=[A-Za-z]))")
-_SPACED_HINT = re.compile(r"[ -/:-@\[-`{-~][A-Za-z013457@$!][ -/:-@\[-`{-~]{1,3}[A-Za-z013457@$!](?![A-Za-z0-9])")
+# Each of these begins with one class of characters, which `re` skips to.
+_ASCII_LEET = re.compile(r"[013457@$!](?:(?<=[A-Za-z].)[013457@$!]*[A-Za-z]|(?<=[A-Za-z]\$)|(?<=\$)(?=[A-Za-z]))")
+# The second and third of three single letters: "a k", "a . k" and "a.k".
+_ASCII_SPACED_OUT = re.compile(
+    r" (?<![A-Za-z0-9]{2}.)[A-Za-z013457@$!] (?:[!-/:-@\[-`{-~] )?[A-Za-z013457@$!](?![A-Za-z0-9])"
+)
+_ASCII_SEPARATED = re.compile(r"([!-/:-@\[-`{-~])[A-Za-z013457@$!]\1[A-Za-z013457@$!](?![A-Za-z0-9])")
 
 
 def _is_suspicious(text: str) -> bool:
-    """Whether any later step could change this ASCII text; each pattern starts with one class, which `re` skips to."""
+    """Whether a step might change this ASCII text. It errs on the side of True."""
     return (
-        "  " in text
+        not text.isprintable()
+        or "  " in text
         or text[:1] == " "
         or text[-1:] == " "
-        or _CONTROL.search(text) is not None
-        or _LEET_HINT.search(text) is not None
-        or _SPACED_HINT.search(text) is not None
+        or _ASCII_LEET.search(text) is not None
+        or _ASCII_SPACED_OUT.search(text) is not None
+        or _ASCII_SEPARATED.search(text) is not None
     )
 
 
@@ -100,10 +105,10 @@ _ENCLOSED_LETTERS = {
     0x1F170: "A",  # negative squared
     0x1F1E6: "A",  # regional indicators
 }
-_PLAINER = {first + n: chr(ord(letter) + n) for first, letter in _ENCLOSED_LETTERS.items() for n in range(26)} | {
-    0x2800: " ",  # braille blank
-    0xFF9E: "\u3099",  # halfwidth voiced mark: a letter by category, a combining mark after NFKC
-    0xFF9F: "\u309a",
+_PLAINER = {chr(first + n): chr(ord(letter) + n) for first, letter in _ENCLOSED_LETTERS.items() for n in range(26)} | {
+    "\u2800": " ",  # braille blank
+    "\uff9e": "\u3099",  # halfwidth voiced mark: a letter by category, a combining mark after NFKC
+    "\uff9f": "\u309a",
 }
 
 
@@ -125,8 +130,13 @@ def _drop_unseen(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:  # surrogates: pairs are the character they stand for, lone ones are nothing
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
-    unseen = {ord(char): None for char in set(text) if _is_unseen(char)}
-    return text.translate(_PLAINER | unseen)
+    odd = {ord(char): None if _is_unseen(char) else _PLAINER.get(char, char) for char in _unusual(text)}
+    return text.translate(odd) if any(chr(code) != to for code, to in odd.items()) else text
+
+
+def _unusual(text: str) -> set[str]:
+    """The characters of a text but for printable ASCII, which most steps need not look at."""
+    return {char for char in set(text) if not " " <= char <= "~"}
 
 
 # --- 2 and 3. compatibility forms and combining marks
@@ -139,9 +149,9 @@ _SCRIPTS_WITHOUT_MARKS = {"LATIN", "GREEK", "CYRILLIC", "ARMENIAN"}
 
 
 def _compose(text: str) -> str:
-    if not any(map(_is_mark, set(text))):
+    if not any(map(_is_mark, _unusual(text))):
         text = unicodedata.normalize("NFKC", text)
-        if not any(map(_is_mark, set(text))):
+        if not any(map(_is_mark, _unusual(text))):
             return text
     text = unicodedata.normalize("NFKC", _limit_marks(text))
     # Again, because letters that a dropped mark kept apart may now compose.
@@ -153,7 +163,7 @@ def _is_mark(char: str) -> bool:
 
 
 def _limit_marks(text: str) -> str:
-    marks = set(filter(_is_mark, set(text)))
+    marks = set(filter(_is_mark, _unusual(text)))
     kept, run = [], 0
     for char in text:
         run = run + 1 if char in marks else 0
@@ -167,7 +177,7 @@ def _drop_foreign_marks(text: str) -> str:
 
     Two or more such marks on one letter are zalgo, so the accent that did compose is dropped as well.
     """
-    characters = set(text)
+    characters = _unusual(text)
     marks = set(filter(_is_mark, characters))
     enclosing_or_common = {m for m in marks if _COMMON_MARK.match(m) or unicodedata.category(m) == "Me"}
     letters_with_marks = {char for char in characters - marks if _takes_marks(char)}
@@ -308,46 +318,59 @@ _RESEMBLANCES = _table(
 )
 
 
-_ALNUM_WORD = re.compile(r"[^\W_]+")
+# Begins at the start of a word only, lest a long ASCII word be searched from each of its letters.
+_WORD_BEYOND_ASCII = re.compile(r"(?<![^\W_])[0-9A-Za-z]*[^\W_\x00-\x7f][^\W_]*")
 # Counted without regard to what steps 5 and 6 still change, so that a second pass decides alike.
 _LATIN_SIDE = re.compile(rf"[0-9{_LATIN}{_SYMBOL}]")
 
 
 def _fold_lookalikes(text: str) -> str:
+    if not any(map(_resembled_letter, _unusual(text))):
+        return text
     foreign: Counter[str] = Counter()  # letters, by script, of words that can't be read as Latin
-    readable: Counter[str] = Counter()  # letters, by script, of words that could be but hold no Latin letter
-
-    def readable_script(word: str) -> str | None:
-        """The script of a word without any Latin letter that is spelt in look-alikes throughout."""
-        script = None if word.isascii() else _only_foreign_script(word)
-        return script if script and all(char in _LOOKALIKES or char.isascii() for char in word) else None
-
-    def fold_mixed(match: re.Match[str]) -> str:
-        word = match.group()
-        if word.isascii():
-            return word
-        if script := readable_script(word):
-            readable[script] += sum(not char.isascii() for char in word)
-            return word
-        folded = None if _only_foreign_script(word) else _fold_word(word)
-        if folded is None:
-            foreign.update(_script(char) for char in word if not _is_latin(char))
-            return word
-        return folded
-
-    def fold_readable(match: re.Match[str]) -> str:
-        word = match.group()
-        return "".join(_LOOKALIKES.get(char, char) for char in word) if readable_script(word) in trusted else word
-
-    text = _ALNUM_WORD.sub(fold_mixed, text)
+    readable: dict[str, str] = {}  # words that could be but hold no Latin letter, with their script
+    replaced: dict[str, str] = {}
+    words = Counter(_WORD_BEYOND_ASCII.findall(text))
+    for word, times in words.items():
+        script = _only_foreign_script(word)
+        if script and all(char in _LOOKALIKES or char.isascii() for char in word):
+            readable[word] = script
+        elif script is None and (latin_word := _fold_word(word)) is not None:
+            replaced[word] = latin_word
+        else:
+            for char in word:
+                if not _is_latin(char):
+                    foreign[_script(char)] += times
+    text = _replace_words(text, replaced)
     if not readable:
         return text
-    latin = len(_LATIN_SIDE.findall(text))
-    trusted: set[str] = set()
-    while newly := {script for script in readable.keys() - trusted if foreign[script] <= latin}:
-        trusted |= newly
-        latin += sum(readable[script] for script in newly)
-    return _ALNUM_WORD.sub(fold_readable, text)
+    outweighed = _outweighed_by_latin(readable, words, foreign, latin=len(_LATIN_SIDE.findall(text)))
+    return _replace_words(
+        text, {word: _fold_word(word) or word for word, script in readable.items() if script in outweighed}
+    )
+
+
+def _replace_words(text: str, replaced: Mapping[str, str]) -> str:
+    if not replaced:
+        return text
+    return _WORD_BEYOND_ASCII.sub(lambda match: replaced.get(match.group(), match.group()), text)
+
+
+def _outweighed_by_latin(
+    readable: Mapping[str, str], words: Mapping[str, int], foreign: Mapping[str, int], latin: int
+) -> set[str]:
+    """The scripts with no more letters in words of their own than the text has Latin ones.
+
+    Words that come to be read as Latin count as such in turn, until no further script is outweighed.
+    """
+    letters: Counter[str] = Counter()
+    for word, script in readable.items():
+        letters[script] += words[word] * sum(not char.isascii() for char in word)
+    outweighed: set[str] = set()
+    while newly := {script for script in letters.keys() - outweighed if foreign[script] <= latin}:
+        outweighed |= newly
+        latin += sum(letters[script] for script in newly)
+    return outweighed
 
 
 def _is_latin(char: str) -> bool:
@@ -363,23 +386,21 @@ def _only_foreign_script(word: str) -> str | None:
 
 def _fold_word(word: str) -> str | None:
     """The word with its look-alikes replaced, or None if something else than Latin is left."""
-    letters = []
-    for char in word:
-        letter = _LOOKALIKES.get(char) or _RESEMBLANCES.get(char)
-        if letter is None and not _is_latin(char):
-            base = unicodedata.normalize("NFD", char)[0]
-            letter = _LOOKALIKES.get(base) or _RESEMBLANCES.get(base)
-            if letter is None:
-                return None
-        letters.append(letter or char)
-    return "".join(letters)
+    letters = [_resembled_letter(char) or (char if _is_latin(char) else "") for char in word]
+    return "".join(letters) if all(letters) else None
+
+
+def _resembled_letter(char: str) -> str | None:
+    """The Latin letter that a character looks like, an accent on it aside ("\u03ac" is like "a"); None if there is none."""
+    base = unicodedata.normalize("NFD", char)[0]
+    return _LOOKALIKES.get(base) or _RESEMBLANCES.get(base)
 
 
 # --- 5. spaced-out letters
 
 _GAP = rf"(?: (?:[^\w\s{_SYMBOL}]|_) |[^\w\s{_SYMBOL}]|_| )"
 _SPACED_LETTERS = re.compile(
-    rf"(?<![^\W_])[{_LATIN}](?P<gap>{_GAP})(?:[{_SIGN}](?P=gap))*[{_LATIN}]"
+    rf"(?<![^\W_])(?<!['\u2019])[{_LATIN}](?P<gap>{_GAP})(?:[{_SIGN}](?P=gap))*[{_LATIN}]"
     rf"(?:(?P=gap)(?:[{_SIGN}](?P=gap))*[{_LATIN}])+(?![^\W_])"
 )
 
@@ -390,9 +411,11 @@ def _join_spaced_letters(text: str) -> str:
 
 # --- 6. leetspeak
 
+# A sign between letters, or "$" beside one: without it, there is no word to look at.
+_LEET_SIGN = re.compile(rf"[{_SIGN}](?:(?<=[{_LATIN}].)[{_SIGN}]*[{_LATIN}]|(?<=[{_LATIN}]\$)|(?<=\$)(?=[{_LATIN}]))")
 # Several exclamation marks in a row are punctuation and end a word.
 _WORD_OR_EMAIL = re.compile(
-    r"(?P<email>(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,})"
+    rf"(?P<email>(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{{2,}})(?![{_SYMBOL}]*\w)"
     rf"|(?:[^\W_]|[{_SYMBOL.replace('!', '')}]|(?<!!)!(?!!))+"
 )
 _LATIN_WORD = re.compile(
@@ -405,6 +428,8 @@ _CURRENCY = re.compile(r"[A-Z]{1,3}\$|\$[A-Z]{1,3}")
 _MISSING_SPACE = re.compile(r"[a-z]![A-Z]")
 _VOWELS = frozenset("aeiouyAEIOUY")
 _LETTERS_BEFORE_L = _VOWELS | frozenset("bcfgklpsBCFGKLPS")
+# Slang that its letters alone don't give.
+_SLANG = {"pr0n": "porn"}
 # Spellings with a leet sign between two letters that are the thing's own name.
 _NAMES = frozenset({"a7r", "a7s", "c3po", "c4d", "cinema4d", "h1n1", "x1d"})
 
@@ -413,6 +438,8 @@ def _read_leet(match: re.Match[str]) -> str:
     word = match.group()
     if word.isalpha() or match["email"]:
         return word
+    if slang := _SLANG.get(word.lower()):
+        return slang
     parts = _LATIN_WORD.fullmatch(word)
     if parts is None or word.lower() in _NAMES or _CURRENCY.fullmatch(word) or _MISSING_SPACE.search(word):
         return word
@@ -444,7 +471,7 @@ def _read_signs(word: str) -> str:
 
 
 def _read_one(before: str, after: str) -> str:
-    """The letter that a 1 stands for, by its neighbours: l as in "b1ood", "ki11er" and "anima1", else i as in "k1ll"."""
+    """The letter that a 1 stands for, by its neighbours: l in "b1ood", "ki11er", "anima1", i in "k1ll"."""
     if after == "1":
         is_l = before in _VOWELS
     elif _LEET.get(after, after) in _VOWELS:

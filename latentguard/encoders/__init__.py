@@ -6,6 +6,8 @@ needs.
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 import torch
 
 from latentguard.encoders.base import Pooling, Precision, TextEncoder, TokenStates, Window
@@ -21,7 +23,7 @@ def load_encoder(
     *,
     device: torch.device | str = "auto",
     pad_to_window: bool = False,
-    precision: Precision | None = None,
+    precision: str | None = None,
     threads: int | None = None,
 ) -> TextEncoder:
     """A text encoder by name, frozen and ready.
@@ -29,8 +31,8 @@ def load_encoder(
     name: "minilm-l6", the embedded default; "hf:ID" or "hf:FOLDER", a Hugging Face CLIP text tower, BERT-like or T5
     encoder; "open_clip:ARCH:PRETRAINED", where an empty PRETRAINED gives random weights. device: "auto" is the GPU if
     there is one. pad_to_window: pad every prompt to the encoder's window and count the padding as tokens, as the
-    published Latent Guard does; Hugging Face CLIP only. precision: None is the encoder's own default. threads:
-    processor threads, by default all that the process may use.
+    published Latent Guard does; Hugging Face CLIP only. precision: "int8", "fp32", "bf16" or "fp16"; None is the
+    encoder's own default. threads: processor threads, by default all that the process may use.
 
     Raises EncoderError for an unknown name, an encoder that can't be loaded, or an option it does not have, and
     MissingDependencyError where the encoder's library is not installed.
@@ -41,21 +43,29 @@ def load_encoder(
         device = torch.device(device)
     except RuntimeError as error:
         raise EncoderError(f"{device}: not a device that PyTorch knows") from error
+    chosen = _precision(name, precision)
     kind, _, place = name.partition(":")
     if kind == "hf" and place:
         from latentguard.encoders.huggingface import HuggingFaceEncoder
 
-        return HuggingFaceEncoder(
-            place, device=device, pad_to_window=pad_to_window, precision=precision, threads=threads
-        )
+        return HuggingFaceEncoder(place, device=device, pad_to_window=pad_to_window, precision=chosen, threads=threads)
     if pad_to_window:
         raise EncoderError(f"{name}: pad_to_window is for Hugging Face CLIP text towers only")
     if name == DEFAULT_ENCODER:
         from latentguard.encoders.embedded import EmbeddedEncoder
 
-        return EmbeddedEncoder(device=device, precision=precision, threads=threads)
+        return EmbeddedEncoder(device=device, precision=chosen, threads=threads)
     if kind == "open_clip" and place:
         from latentguard.encoders.openclip import OpenClipEncoder
 
-        return OpenClipEncoder(place, device=device, precision=precision, threads=threads)
+        return OpenClipEncoder(place, device=device, precision=chosen, threads=threads)
     raise EncoderError(f'{name!r}: not an encoder; give "{DEFAULT_ENCODER}", "hf:ID" or "open_clip:ARCH:PRETRAINED"')
+
+
+def _precision(encoder: str, name: str | None) -> Precision | None:
+    for known in get_args(Precision):
+        if name == known:
+            return cast(Precision, known)
+    if name is not None:
+        raise EncoderError(f"{encoder}: no precision {name!r}; give one of {', '.join(get_args(Precision))}")
+    return None

@@ -125,6 +125,11 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
+def last_state(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The state [B, D] at the last position of each row where the mask [B, L] is True, its end-of-text token."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+
+
 def available_cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

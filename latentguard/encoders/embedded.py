@@ -40,8 +40,8 @@ _PAD_ID = 0
 _GRAPH_RECIPE = 1  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
 
 Backend = Literal["onnx", "torch"]
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""Token ids [B, L] int64 and mask [B, L] bool, both on the CPU, to hidden states [B, L, D] float32 on the device."""
+Forward = Callable[[Tensor, Tensor], TokenStates]
+"""Token ids [B, L] int64 and mask [B, L] bool, both on the CPU, to their states."""
 
 
 class EmbeddedEncoder:
@@ -81,22 +81,17 @@ class EmbeddedEncoder:
         return self._tokenizer.windows(text)
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
-        ids, mask = pad_windows(windows, _PAD_ID)
-        with torch.no_grad():
-            hidden = self._forward(ids, mask)
-            mask = mask.to(self.device)
-            return TokenStates(hidden=hidden, mask=mask, pooled=mean_pool(hidden, mask))
+        return self._forward(*pad_windows(windows, _PAD_ID))
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
 
     def _load(self, threads: int | None) -> Forward:
-        on_cpu = self.device.type == "cpu"
-        if self.backend == "onnx" and on_cpu and self.precision in ("int8", "fp32"):
-            return _onnx_forward(self.precision, threads or available_cores())
-        if self.backend == "torch" and (self.precision == "fp32" or (self.precision != "int8" and not on_cpu)):
+        if self.backend == "torch":
             return _torch_forward(self.device, self.precision, threads)
-        raise EncoderError(f"{NAME}: no {self.precision} precision on {self.device.type} with {self.backend}")
+        if self.device.type == "cpu" and (self.precision == "int8" or self.precision == "fp32"):
+            return _onnx_forward(self.precision, threads or available_cores())
+        raise EncoderError(f"{NAME}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
 
 
 def model_folder(*needed: str) -> Path:
@@ -126,9 +121,10 @@ def _onnx_forward(precision: Literal["int8", "fp32"], threads: int) -> Forward:
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(_graph(precision), options, providers=["CPUExecutionProvider"])
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(ids: Tensor, mask: Tensor) -> TokenStates:
         inputs = {"ids": ids.numpy().astype(np.int32), "mask": mask.numpy().astype(np.int32)}
-        return torch.from_numpy(session.run(["hidden"], inputs)[0])
+        hidden, pooled = session.run(["hidden", "pooled"], inputs)
+        return TokenStates(hidden=torch.from_numpy(hidden), mask=mask, pooled=torch.from_numpy(pooled))
 
     return forward
 
@@ -166,21 +162,19 @@ def _build_graph(precision: Literal["int8", "fp32"]) -> bytes:
 def _torch_forward(device: torch.device, precision: Precision, threads: int | None) -> Forward:
     from transformers import BertModel
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = BertModel.from_pretrained(
-        model_folder("config.json", "model.safetensors"),
-        local_files_only=True,
-        use_safetensors=True,
-        add_pooling_layer=False,
-        attn_implementation="sdpa",
-    )
-    model = model.eval().requires_grad_(False).to(device)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    from latentguard.encoders.huggingface import quiet_transformers
+    from latentguard.encoders.torch_runtime import TorchRuntime
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=half, enabled=half is not None):
-            states = model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-        return states.float()
+    runtime = TorchRuntime(NAME, device, precision, threads)
+    folder = model_folder("config.json", "model.safetensors")
+    with quiet_transformers():
+        model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False)
+    model = runtime.frozen(model)
+
+    def forward(ids: Tensor, mask: Tensor) -> TokenStates:
+        mask = mask.to(device)
+        with runtime.running():
+            hidden = model(input_ids=ids.to(device), attention_mask=mask).last_hidden_state.float()
+        return TokenStates(hidden=hidden, mask=mask, pooled=mean_pool(hidden, mask))
 
     return forward

@@ -11,7 +11,8 @@ prompt's states do not depend on the prompts it shares a batch with, and they st
 inputs of the last product of each layer, the outputs of GELU, are never below -0.17; shifted by that much they use all
 256 levels, and the shift is taken back in the bias.
 
-Graph inputs: ids [B, L] int32, mask [B, L] int32, 1 at real tokens. Output: hidden [B, L, D] float32.
+Graph inputs: ids [B, L] int32, mask [B, L] int32, 1 at real tokens. Outputs: hidden [B, L, D] float32, and pooled
+[B, D] float32, the mean of the states at real tokens.
 """
 
 from __future__ import annotations
@@ -60,13 +61,16 @@ class _BertGraph:
         for layer in range(self._shape.layers):
             states = self._layer(states, f"encoder.layer.{layer}")
         self._add("Identity", [states], "hidden")
+        self._mean("hidden")
         width = self._weights["embeddings.word_embeddings.weight"].shape[1]
-        tokens = ["B", "L"]
         graph = helper.make_graph(
             self._nodes,
             "bert",
-            inputs=[helper.make_tensor_value_info(name, TensorProto.INT32, tokens) for name in ("ids", "mask")],
-            outputs=[helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [*tokens, width])],
+            inputs=[helper.make_tensor_value_info(name, TensorProto.INT32, ["B", "L"]) for name in ("ids", "mask")],
+            outputs=[
+                helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", "L", width]),
+                helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", width]),
+            ],
             initializer=list(self._constants.values()),
         )
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
@@ -170,6 +174,13 @@ class _BertGraph:
         bias = self._constant(f"{name}.bias", self._weights[f"{name}.bias"])
         epsilon = self._shape.norm_epsilon
         return self._add("LayerNormalization", [states, gain, bias], f"{name}.out", axis=-1, epsilon=epsilon)
+
+    def _mean(self, states: str) -> None:
+        weight = self._add("Cast", ["mask"], "weight", to=TensorProto.FLOAT)
+        last, middle = self._constant("state_axis", np.array([-1])), self._constant("token_axis", np.array([1]))
+        share = self._add("Div", [weight, self._add("ReduceSum", [weight, last], "tokens")], "share")
+        row = self._add("Unsqueeze", [share, middle], "share_row")
+        self._add("Squeeze", [self._add("MatMul", [row, states], "pooled_row"), middle], "pooled")
 
     def _constant(self, name: str, value: Array | np.generic) -> str:
         if name not in self._constants:

@@ -37,6 +37,10 @@ class WindowTokenizer:
         if window <= len(self._prefix) + len(self._suffix):
             raise EncoderError(f"the encoder's window of {window} tokens has no room for text")
 
+    def ends_with(self, token: int | None) -> bool:
+        """Whether every window ends with this token."""
+        return self._suffix[-1:] == [token]
+
     def windows(self, text: str) -> list[Window]:
         """The windows of a text of any length; a text without tokens gives one window of special tokens."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

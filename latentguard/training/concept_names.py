@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from enum import IntEnum
+from itertools import pairwise
 
 from .wording import content_words, derivation_stem, inflection_stem, singular, words
 
@@ -55,7 +56,7 @@ class NameMatcher:
                 found[index] = Naming.EXACT if self._exact[index] <= whole else Naming.FULL
             elif self._tells(index, related, families):
                 found[index] = Naming.PART
-        for joined in (*row, *(first + second for first, second in zip(row, row[1:], strict=False))):
+        for joined in (*row, *(first + second for first, second in pairwise(row))):
             for index in self._by_joined.get(inflection_stem(joined), ()):
                 found[index] = max(Naming.FULL, found.get(index, Naming.FULL))
         full = [index for index, naming in found.items() if naming >= Naming.FULL]

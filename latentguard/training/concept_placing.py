@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def place_concepts(
         return [None] * len(unsafe_prompts)
     matcher = NameMatcher(names, _common_families(texts))
     mentions = [matcher.find(text) for text in texts]
-    breaks = [before.isdisjoint(after) for before, after in zip(groups, groups[1:], strict=False)]
+    breaks = [before.isdisjoint(after) for before, after in pairwise(groups)]
     durations = _log_shares(np.eye(1, LONGEST_BLOCK + 1, TYPICAL_BLOCK)[0] * LONGEST_BLOCK)
     outside = _first_outside_rates(mentions, len(names))
     blocks: list[_Block] = []
@@ -146,7 +147,8 @@ def _outside_rates(mentions: Mentions, blocks: Sequence[_Block], size: int) -> F
                 if block.concept in found:
                     counts[block.concept, found[block.concept]] -= 1
     named = np.clip((counts[:, 1:] + 0.5) / (rows[:, None] + 0.5 * LEVELS), LEAST_OUTSIDE, MOST_OUTSIDE)
-    return np.log(np.concatenate([1.0 - named.sum(axis=1, keepdims=True), named], axis=1))
+    shares = np.concatenate([1.0 - named.sum(axis=1, keepdims=True), named], axis=1)
+    return np.asarray(np.log(shares), dtype=np.float64)
 
 
 def _segment(mentions: Mentions, breaks: Sequence[bool], outside: Floats, durations: Floats) -> list[_Block]:
@@ -186,7 +188,7 @@ def _log_draws(size: int) -> tuple[float, float]:
 
 
 def _count_back(mentions: Mentions, stop: int, longest: int) -> tuple[Counts, Counts]:
-    """The concepts named in the rows before `stop` [C]; how many of the last 1..longest do so, by level [3, C, longest]."""
+    """The concepts named in the rows before `stop` [C]; how often in the last 1..longest, by level [3, C, longest]."""
     slot: dict[int, int] = {}
     where: list[int] = []
     back: list[int] = []
@@ -221,7 +223,7 @@ _BY_LENGTH = -np.array(_log_rising(float(PRIOR.sum())))
 
 
 def _reliable(blocks: Sequence[_Block], mentions: Mentions, outside: Floats) -> list[int]:
-    """The concept index of every row; -1 where its block has little or ambiguous evidence, or the row is far from any."""
+    """The concept index of every row; -1 where the evidence is little, ambiguous, or far from the row."""
     known, unknown = _log_draws(len(outside))
     placed = [-1] * len(mentions)
     for block in blocks:

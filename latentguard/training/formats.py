@@ -14,9 +14,9 @@ their nesting. A *record* is an object with the keys
 Splits are keys made of the words train, val, dev, test, id and ood only, as in `val_id`. Whatever is called test or ood
 is held out by the data set's makers: it is skipped, and reported. All else is a DataError that names the key path.
 
-**CoProV2 csv** (SafetyDPO): columns `prompt, image, category`. `u_idx_7_0.jpg` is unsafe, `s_idx_7_0.jpg` its safe twin;
-a name that occurs several times (once per category) is joined in order. `7_0.jpg` is unsafe without a twin. No concept
-is given, but unsafe rows stand in order of concept.
+**CoProV2 csv** (SafetyDPO): columns `prompt, image, category`. `u_idx_7_0.jpg` is unsafe, `s_idx_7_0.jpg` its safe
+twin; a name that occurs several times (once per category) is joined in order. `7_0.jpg` is unsafe without a twin. No
+concept is given, but unsafe rows stand in order of concept.
 
 **Plain csv**: columns `concept, unsafe_prompt`, and optionally `safe_prompt` and `category`.
 """
@@ -217,7 +217,7 @@ class _CoProReader:
         spelt = re.compile(rf"\b{re.escape(concept)}(?!\w)", re.IGNORECASE)
         self.file.rows += 1
         for index, prompt in enumerate(unsafe):
-            variants = [prompt, *(spelt.sub(lambda _, other=other: other, prompt) for other in others)]
+            variants = [prompt, *(other.join(spelt.split(prompt)) for other in others)]
             for variant in dict.fromkeys(variants):
                 twin = safe[index] if safe else None
                 self.file.pairs.append(RawPair(concept, variant, twin, category, f"{self.path.name}:{at}"))
@@ -234,7 +234,8 @@ class _CoProReader:
         texts: list[str] = []
         for key in keys:
             value = record.get(key)
-            for text in [] if value is None else [value] if isinstance(value, str) else value:
+            several = value if isinstance(value, list) else [] if value is None else [value]
+            for text in several:
                 if not isinstance(text, str) or not text.strip():
                     self._fail(f"{at}.{key}", "neither a text nor a list of texts, or empty")
                 texts.append(text.strip())

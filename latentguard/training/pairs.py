@@ -65,7 +65,7 @@ class PairReport:
         """The counts for people to read, one a line."""
         told = [
             f"{self.rows_read:,} rows read, {self.pairs_found:,} pairs found",
-            f"{self.pairs:,} pairs of {self.concepts:,} concepts kept, {self.without_twin:,} of them without a safe twin",
+            f"{self.pairs:,} pairs of {self.concepts:,} concepts kept, {self.without_twin:,} of them without a twin",
         ]
         dropped = (
             (self.orphans, "safe rows dropped: their unsafe twin is missing"),
@@ -149,7 +149,7 @@ def read_negatives(paths: PathLike | Iterable[PathLike]) -> list[str]:
 def split_concepts(
     pairs: Sequence[TrainingPair], held_out: float = 0.1, seed: int = 0
 ) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Pairs to train on and pairs of held-out concepts: at most the share `held_out` of the concepts, none on both sides.
+    """Pairs to train on and pairs of held-out concepts: at most the share `held_out`, none on both sides.
 
     Concepts that share a telling word ('sexism', 'sexist') stay together. The same concepts are held out for the same
     seed, whatever the order of the pairs. Raises DataError for a share outside [0, 1).

@@ -39,7 +39,7 @@ class TrainingRun:
         exclude_prompts: files of prompts that must not enter training, such as test sets.
         exclude_concepts: files of concepts that must not enter training.
         bank: the default concepts of the trained guard; the project's own if left out.
-        calibrate: a file of harmless prompts that the threshold is set on.
+        calibrate: a file of harmless prompts that the threshold is set on; those held out of training if left out.
         false_positive_rate: the share of them that may be blocked.
         encoder: the encoder's name.
         cache: where token states are kept; the user's cache folder if left out.
@@ -47,7 +47,7 @@ class TrainingRun:
 
     data: Sequence[Path]
     output: Path
-    calibrate: Path
+    calibrate: Path | None = None
     negatives: Sequence[Path] = ()
     concept_names: Sequence[Path] = ()
     exclude_prompts: Sequence[Path] = ()
@@ -76,9 +76,7 @@ class TrainingRun:
         )
         negatives = read_negatives(self.negatives)
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
-        harmless = [row.prompt for row in read_prompts(self.calibrate)]
-        if set(harmless) & set(negatives):
-            raise DataError(f"{self.calibrate}: holds prompts that training uses, so no threshold can be set on it")
+        harmless = self._calibration_prompts(negatives)
         encoder = load_encoder(self.encoder, device=self.device)
         trainer = Trainer(
             encoder,
@@ -91,6 +89,7 @@ class TrainingRun:
         )
         result = trainer.train(resume=self.resume)
         plot_learning_curve(result.history, self.output / "training" / "learning_curve.png")
+        harmless = harmless or trainer.held_out_harmless
         threshold = self._threshold(encoder, result, bank, harmless)
         config = WeightsConfig(
             encoder=encoder.name,
@@ -98,15 +97,30 @@ class TrainingRun:
             threshold=round(threshold, 4),
             training={
                 "command": self.command,
-                "data": {path.name: _sha256(path) for path in [*self.data, *self.negatives, self.calibrate]},
+                "data": {path.name: _sha256(path) for path in self._files()},
                 "recipe": asdict(self.arguments),
                 "pairs": report.as_dict(),
                 "negatives": len(negatives),
                 "held_out_concepts": result.best,
-                "calibration": {"prompts": len(harmless), "false_positive_rate": self.false_positive_rate},
+                "calibration": {
+                    "source": "harmless prompts held out of training" if self.calibrate is None else self.calibrate.name,
+                    "prompts": len(harmless),
+                    "false_positive_rate": self.false_positive_rate,
+                },
             },
         )
         return save_weights(self.output, result.mapping, config, bank, _card(config)), report, result
+
+    def _files(self) -> list[Path]:
+        return [*self.data, *self.negatives, *([] if self.calibrate is None else [self.calibrate])]
+
+    def _calibration_prompts(self, negatives: Sequence[str]) -> list[str]:
+        if self.calibrate is None:
+            return []
+        harmless = [row.prompt for row in read_prompts(self.calibrate)]
+        if set(harmless) & set(negatives):
+            raise DataError(f"{self.calibrate}: holds prompts that training uses, so no threshold can be set on it")
+        return harmless
 
     def _cache_folder(self, encoder: TextEncoder) -> Path:
         root = self.cache if self.cache is not None else user_cache_path("latentguard") / "token-states"
@@ -148,5 +162,5 @@ The concepts held out of training, by which it was stopped: AUC {held_out["auc"]
 {held_out["auc_twins"]:.3f} against the unsafe prompts' safe twins, {held_out["auc_ordinary"]:.3f} against ordinary prompts.
 
 The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.1%} of harmless prompts like the
-{calibration["prompts"]:,} of `{list(training["data"])[-1]}` be blocked (split conformal calibration).
+{calibration["prompts"]:,} of {calibration["source"]} be blocked (split conformal calibration).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ class Trainer:
             raise DataError("too few concepts to train on some and hold others out")
         texts = [text for pair in pairs for text in (pair.unsafe, pair.safe) if text is not None]
         normalized = {text: normalize(text) for text in [*texts, *negatives]}
+        self._texts = hashlib.sha256("\0".join(normalized).encode("utf-8", "surrogatepass")).hexdigest()
         cache.fill(list(dict.fromkeys(normalized.values())))
         entries = cache.positions(list(normalized.values())).tolist()
         places = dict(zip(normalized, entries, strict=True))
@@ -121,6 +123,10 @@ class Trainer:
         rows = np.random.default_rng(arguments.seed).permutation(rows)
         kept_back = min(_MOST_HELD_OUT_NEGATIVES, int(len(rows) * _HELD_OUT_NEGATIVES))
         self.negatives = rows[kept_back:]
+        back = {place: text for text, place in places.items()}
+        twins = [pair.safe for pair in held_out if pair.safe is not None]
+        # Harmless prompts that training doesn't see: of the negatives where there are any, else the safe twins.
+        self.held_out_harmless = [back[row] for row in rows[:kept_back].tolist()] or twins
         self.held_out = _held_out(encoder, tabulate(held_out, places), rows[:kept_back], device)
         self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
 
@@ -237,13 +243,14 @@ class Trainer:
         return len(history) - 1 - best >= self.arguments.patience
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for a checkpoint to go on: the recipe and the data's sizes."""
+        """What has to be the same for a checkpoint to go on: the recipe and the data."""
         return {
             **asdict(self.arguments),
             "width": self.cache.width,
             "pairs": len(self.table),
             "concepts": len(self.table.concepts),
             "negatives": len(self.negatives),
+            "texts": self._texts,
         }
 
     def _write_metrics(self, history: list[dict[str, float]]) -> None:

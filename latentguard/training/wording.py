@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 FUNCTION_WORDS = frozenset(
-    "a an and at by down for from he her him his i in it its of off on or out over she the them they to up while "
-    "with you your ll re ve d m s t".split()
-)
+    ("a", "an", "and", "at", "by", "d", "down", "for", "from", "he", "her", "him", "his", "i", "in", "it", "its", "ll",
+     "m", "of", "off", "on", "or", "out", "over", "re", "s", "she", "t", "the", "them", "they", "to", "up", "ve",
+     "while", "with", "you", "your")
+)  # fmt: skip
 """Words that alone say nothing of a concept: 'down' in 'beat down' counts only next to 'beat'."""
 
 MOST_SHARED = 4
