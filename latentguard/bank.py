@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from latentguard.encoders.base import TextEncoder
-from latentguard.errors import ConceptError, WeightsError
+from latentguard.errors import ConceptError, PolicyError, WeightsError
 from latentguard.files import atomic_path
 from latentguard.mapping import ConceptQueries, MappingLayer
 from latentguard.normalize import normalize
@@ -51,7 +51,9 @@ class ConceptBank:
     are atomic: a thread that scores sees the bank before or after one, never between.
     """
 
-    def __init__(self, encoder: TextEncoder, mapping: MappingLayer, concepts: Iterable[ConceptEntry | str] = ()) -> None:
+    def __init__(
+        self, encoder: TextEncoder, mapping: MappingLayer, concepts: Iterable[ConceptEntry | str] = ()
+    ) -> None:
         self._encoder = encoder
         self._mapping = mapping
         self._lock = threading.Lock()
@@ -89,6 +91,8 @@ class ConceptBank:
 
     def extend(self, concepts: Iterable[ConceptEntry | str]) -> None:
         """Add several concepts: all of them, or none if one can't be added."""
+        if isinstance(concepts, str):
+            raise ConceptError("expected a list of concepts, got one text; use add for one concept")
         new = [_checked(concept) for concept in concepts]
         with self._lock:
             old = self._snapshot
@@ -108,26 +112,27 @@ class ConceptBank:
 
     def remove(self, name: str) -> ConceptEntry:
         """Take a concept out and return it; ConceptError if there is none of that name."""
-        with self._lock:
-            old = self._snapshot
-            keys = [_key(concept.name) for concept in old.concepts]
-            if _key(name) not in keys:
-                raise ConceptError(f"no concept {name!r} in the bank")
-            place = keys.index(_key(name))
-            kept = torch.tensor([i for i in range(len(keys)) if i != place], dtype=torch.long, device=old.embeddings.device)
-            self._snapshot = BankSnapshot(
-                old.concepts[:place] + old.concepts[place + 1 :], old.embeddings[kept], old.queries.rows(kept)
-            )
-            return old.concepts[place]
+        gone = self._take_out(lambda concept: _key(concept.name) == _key(name))
+        if not gone:
+            raise ConceptError(f"no concept {name!r} in the bank")
+        return gone[0]
 
     def remove_category(self, category: str) -> list[ConceptEntry]:
         """Take out all concepts of a category and return them; ConceptError if there are none."""
-        gone = [concept for concept in self if concept.category == category]
+        gone = self._take_out(lambda concept: concept.category == category)
         if not gone:
             raise ConceptError(f"no concept of category {category!r} in the bank")
-        for concept in gone:
-            self.remove(concept.name)
         return gone
+
+    def _take_out(self, unwanted: Callable[[ConceptEntry], bool]) -> list[ConceptEntry]:
+        with self._lock:
+            old = self._snapshot
+            kept = [i for i, concept in enumerate(old.concepts) if not unwanted(concept)]
+            if len(kept) < len(old.concepts):
+                rows = torch.tensor(kept, dtype=torch.long, device=old.embeddings.device)
+                concepts = tuple(old.concepts[i] for i in kept)
+                self._snapshot = BankSnapshot(concepts, old.embeddings[rows], old.queries.rows(rows))
+            return [concept for concept in old.concepts if unwanted(concept)]
 
     def save(self, path: str | Path) -> None:
         """Write the bank, embeddings included, to one ``.safetensors`` file; loading it needs no encoding."""
@@ -137,8 +142,10 @@ class ConceptBank:
             "encoder": self._encoder.name,
             "concepts": json.dumps([asdict(concept) for concept in now.concepts], ensure_ascii=False),
         }
+        # To memory first: save_file of safetensors reports a full disk as an error of its own.
+        content = save({"embeddings": now.embeddings.cpu().contiguous()}, metadata=described)
         with atomic_path(Path(path)) as temporary:
-            save_file({"embeddings": now.embeddings.cpu().contiguous()}, str(temporary), metadata=described)
+            temporary.write_bytes(content)
 
     @classmethod
     def load(cls, path: str | Path, encoder: TextEncoder, mapping: MappingLayer) -> ConceptBank:
@@ -158,17 +165,25 @@ class ConceptBank:
             raise WeightsError(f"{path}: not a concept bank of this project")
         if described.get("encoder") != encoder.name:
             raise WeightsError(f"{path}: made with the encoder {described.get('encoder')}, not {encoder.name}")
-        concepts = tuple(ConceptEntry(**fields) for fields in json.loads(described["concepts"]))
+        try:
+            concepts = tuple(_checked(ConceptEntry(**fields)) for fields in json.loads(described["concepts"]))
+        except (KeyError, TypeError, ValueError, RecursionError, ConceptError, PolicyError) as error:
+            raise WeightsError(f"{path}: its list of concepts can't be read ({error})") from error
         if embeddings.shape != (len(concepts), encoder.width):
             raise WeightsError(f"{path}: {tuple(embeddings.shape)} embeddings for {len(concepts)} concepts")
+        if not bool(torch.isfinite(embeddings).all()):
+            raise WeightsError(f"{path}: holds numbers that are not finite")
         bank = cls(encoder, mapping)
-        embeddings = embeddings.to(encoder.device)
+        embeddings = embeddings.float().to(encoder.device)
         bank._snapshot = BankSnapshot(concepts, embeddings, mapping.queries(embeddings))
         return bank
 
     def _embed(self, names: list[str]) -> Tensor:
-        texts = [normalize(name) for name in names]
-        parts = [self._encoder.encode(texts[i : i + _AT_A_TIME]).pooled for i in range(0, len(texts), _AT_A_TIME)]
+        windows = [self._encoder.windows(normalize(name)) for name in names]
+        if any(len(of_name) > 1 for of_name in windows):
+            raise ConceptError(f"a concept is longer than the encoder's window of {self._encoder.window} tokens")
+        only = [of_name[0] for of_name in windows]
+        parts = [self._encoder.encode_windows(only[i : i + _AT_A_TIME]).pooled for i in range(0, len(only), _AT_A_TIME)]
         embeddings = torch.cat(parts).float()
         if not bool(torch.isfinite(embeddings).all()):
             raise ConceptError("the encoder gave no finite numbers for a concept")
@@ -181,6 +196,8 @@ def _key(name: str) -> str:
 
 def _checked(concept: ConceptEntry | str) -> ConceptEntry:
     entry = ConceptEntry(concept) if isinstance(concept, str) else concept
+    if not isinstance(entry, ConceptEntry):
+        raise ConceptError(f"a concept is a name or a ConceptEntry, not {type(entry).__name__}")
     if not isinstance(entry.name, str):
         raise ConceptError(f"a concept's name is text, not {type(entry.name).__name__}")
     if not normalize(entry.name):

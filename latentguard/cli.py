@@ -86,14 +86,19 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from latentguard.errors import DataError
     from latentguard.evaluation import draw, evaluate, markdown_table, read_evaluation_set
-    from latentguard.files import atomic_path
+    from latentguard.files import atomic_path, check_target
     from latentguard.guard import LatentGuard
     from latentguard.records import read_concepts
 
     sets = [
         read_evaluation_set(path, column=arguments.column, reference=arguments.reference) for path in arguments.data
     ]
+    if arguments.reference is not None and all(data.reference is None for data in sets):
+        raise DataError(f"no file of --data has the column {arguments.reference!r} that --reference asks for")
+    if arguments.output is not None:
+        check_target(arguments.output)
     guard = LatentGuard.from_pretrained(
         arguments.model,
         concepts=None if arguments.concepts is None else read_concepts(arguments.concepts),
@@ -142,17 +147,27 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME_OR_DIR", help="shipped weights, a folder or a hub id (default: embedded)")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_DIR", help="shipped weights, a folder or a hub id (default: embedded)"
+    )
     parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank: .txt, one a line, or .json, a list")
-    parser.add_argument("--threshold", type=_finite, metavar="T", help="block from this score on (default: the model's)")
+    parser.add_argument(
+        "--threshold", type=_finite, metavar="T", help="block from this score on (default: the model's)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
 
 
 def add_screen(parser: argparse.ArgumentParser) -> None:
     """The options of ``screen``."""
-    parser.add_argument("--file_path", "--file-path", type=Path, required=True, metavar="FILE",
-                        help="prompts: .txt (one a line), .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--file_path",
+        "--file-path",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="prompts: .txt (one a line), .csv, .jsonl or .parquet",
+    )
     _add_model_options(parser)
     parser.add_argument("--output", type=Path, metavar="OUT", help=".csv, .jsonl or .parquet; printed if left out")
     parser.set_defaults(run=_screen)
@@ -160,37 +175,92 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of ``train``; those of the recipe have the defaults of ``TrainingArguments``."""
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH",
-                        help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
-    parser.add_argument("--calibrate", type=Path, metavar="FILE",
-                        help="harmless prompts, not in training, that the threshold is set on (default: those held out)")
-    parser.add_argument("--false-positive-rate", type=_finite, default=0.01, metavar="R",
-                        help="the share of them that may be blocked (default: 0.01)")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="harmless prompts, not in training, that the threshold is set on (default: those held out)",
+    )
+    parser.add_argument(
+        "--false-positive-rate",
+        type=_finite,
+        default=0.01,
+        metavar="R",
+        help="the share of them that may be blocked (default: 0.01)",
+    )
     parser.add_argument("--negatives", type=Path, nargs="+", default=(), metavar="FILE", help="harmless prompts")
-    parser.add_argument("--concept-names", type=Path, nargs="+", default=(), metavar="FILE",
-                        help="names by which to find the concept of CoProV2's rows")
-    parser.add_argument("--exclude-prompts", type=Path, nargs="+", default=(), metavar="FILE",
-                        help="prompts that must not enter training")
-    parser.add_argument("--exclude-concepts", type=Path, nargs="+", default=(), metavar="FILE",
-                        help="concepts that must not enter training")
-    parser.add_argument("--bank", type=Path, metavar="FILE", help="the guard's default concepts (default: the project's)")
-    parser.add_argument("--encoder", default="minilm-l6", metavar="NAME",
-                        help="minilm-l6, hf:HUB_ID_OR_FOLDER or open_clip:ARCH:PRETRAINED (default: minilm-l6)")
+    parser.add_argument(
+        "--concept-names",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="names by which to find the concept of CoProV2's rows",
+    )
+    parser.add_argument(
+        "--exclude-prompts",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="prompts that must not enter training",
+    )
+    parser.add_argument(
+        "--exclude-concepts",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="concepts that must not enter training",
+    )
+    parser.add_argument(
+        "--bank", type=Path, metavar="FILE", help="the guard's default concepts (default: the project's)"
+    )
+    parser.add_argument(
+        "--encoder",
+        default="minilm-l6",
+        metavar="NAME",
+        help="minilm-l6, hf:HUB_ID_OR_FOLDER or open_clip:ARCH:PRETRAINED (default: minilm-l6)",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where token states are kept")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
-    for name, kind in (("epochs", int), ("concepts-per-batch", int), ("negatives-per-batch", int),
-                       ("learning-rate", float), ("weight-decay", float), ("noise", float), ("averaging", float),
-                       ("held-out", float), ("evaluate-every", int), ("patience", int), ("seed", int)):
+    for name, kind in (
+        ("epochs", int),
+        ("concepts-per-batch", int),
+        ("negatives-per-batch", int),
+        ("learning-rate", float),
+        ("weight-decay", float),
+        ("noise", float),
+        ("averaging", float),
+        ("held-out", float),
+        ("evaluate-every", int),
+        ("patience", int),
+        ("seed", int),
+    ):
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=name[0].upper())
     parser.set_defaults(run=_train, command_line="python train.py " + shlex.join(sys.argv[1:]))
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """The options of ``evaluate``."""
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE",
-                        help="prompt files, with a column 'unsafe' (0 or 1) where labels are known")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="prompt files, with a column 'unsafe' (0 or 1) where labels are known",
+    )
     _add_model_options(parser)
     parser.add_argument("--reference", metavar="COLUMN", help="a column with another model's scores, to compare with")
     parser.add_argument("--precision", help="the embedded encoder's arithmetic: int8 or fp32 (default: its fastest)")
@@ -205,8 +275,12 @@ def add_import_official(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
     parser.add_argument("--threshold", type=_finite, required=True, metavar="T", help="block from this score on")
     parser.add_argument("--concepts", type=Path, metavar="FILE", help="the default bank (default: the project's)")
-    parser.add_argument("--encoder", default="hf:openai/clip-vit-large-patch14", metavar="NAME",
-                        help="where to find CLIP ViT-L/14 (default: %(default)s)")
+    parser.add_argument(
+        "--encoder",
+        default="hf:openai/clip-vit-large-patch14",
+        metavar="NAME",
+        help="where to find CLIP ViT-L/14 (default: %(default)s)",
+    )
     parser.set_defaults(run=_import_official)
 
 

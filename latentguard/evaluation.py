@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_evaluation_set(path: str | Path, *, column: str = "prompt", reference: 
         path=path,
         prompts=[row.prompt for row in rows],
         unsafe=np.array([_label(row, label, path) for row in rows]) if label else None,
-        categories=[tuple(str(row.fields[category]).split("|")) for row in rows] if category else None,
+        categories=[_categories(row, category) for row in rows] if category else None,
         reference=np.array([_number(row, reference, path) for row in rows]) if reference else None,
     )
 
@@ -135,7 +136,7 @@ def evaluate(guard: LatentGuard, data: EvaluationSet) -> tuple[FileReport, np.nd
 def _labelled_figures(
     scores: np.ndarray, blocked: np.ndarray, unsafe: np.ndarray, reference: np.ndarray | None
 ) -> dict[str, Any]:
-    both = bool(unsafe.any() and not unsafe.all())
+    both = _has_both(unsafe)
     return {
         "separation": separation(scores, unsafe) if both else None,
         "accuracy": float((blocked == unsafe).mean()),
@@ -145,9 +146,11 @@ def _labelled_figures(
     }
 
 
-def _by_category(
-    categories: Sequence[tuple[str, ...]] | None, blocked: np.ndarray
-) -> dict[str, tuple[int, float]]:
+def _has_both(unsafe: np.ndarray | None) -> bool:
+    return unsafe is not None and bool(unsafe.any() and not unsafe.all())
+
+
+def _by_category(categories: Sequence[tuple[str, ...]] | None, blocked: np.ndarray) -> dict[str, tuple[int, float]]:
     """Of each category: how many prompts, and the share of them blocked."""
     decisions: dict[str, list[bool]] = {}
     for names, decision in zip(categories or [], blocked, strict=False):
@@ -156,8 +159,13 @@ def _by_category(
     return {name: (len(found), sum(found) / len(found)) for name, found in sorted(decisions.items())}
 
 
+def _categories(row: PromptRow, column: str) -> tuple[str, ...]:
+    value = row.fields.get(column)
+    return () if value is None or value == "" else tuple(str(value).split("|"))
+
+
 def _label(row: PromptRow, column: str, path: Path) -> bool:
-    value = str(row.fields[column]).strip().casefold()
+    value = str(row.fields.get(column)).strip().casefold()
     if value not in _YES | _NO:
         raise DataError(f"{path}: row {row.number}, column {column}: expected 0 or 1")
     return value in _YES
@@ -165,16 +173,19 @@ def _label(row: PromptRow, column: str, path: Path) -> bool:
 
 def _number(row: PromptRow, column: str, path: Path) -> float:
     try:
-        return float(row.fields[column])
+        number = float(row.fields.get(column, ""))
     except (TypeError, ValueError):
-        raise DataError(f"{path}: row {row.number}, column {column}: not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{path}: row {row.number}, column {column}: not a finite number")
+    return number
 
 
 def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.ndarray], folder: Path) -> list[Path]:
-    """Draw the ROC curves of all labelled files, each file's score histogram, and each labelled file's t-SNE before and
-    after the mapping layer, as PNG into ``folder``; returns the files."""
+    """Draw the ROC curves of all files labelled both unsafe and harmless, each file's score histogram, and each such
+    file's t-SNE before and after the mapping layer, as PNG into ``folder``; returns the files."""
     drawn = []
-    labelled = [(one, of_one) for one, of_one in zip(data, scores, strict=True) if one.unsafe is not None]
+    labelled = [(one, of_one) for one, of_one in zip(data, scores, strict=True) if _has_both(one.unsafe)]
     if labelled:
         curves = {one.path.stem: (np.asarray(one.unsafe), of_one) for one, of_one in labelled}
         for one, _ in labelled:

@@ -13,7 +13,7 @@ import torch
 from latentguard.bank import BankSnapshot, ConceptBank
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import TextEncoder, Window
-from latentguard.errors import ConceptError, EncoderError, PromptError, WeightsError
+from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
 from latentguard.mapping import MappingLayer, with_pooled
 from latentguard.normalize import normalize
 from latentguard.policy import Policy
@@ -92,6 +92,8 @@ class LatentGuard:
             EncoderError: the encoder can't be loaded.
             ConceptError, PolicyError: ``concepts``, ``threshold`` or ``policy`` can't be used.
         """
+        if policy is not None and threshold is not None:
+            raise PolicyError("give a threshold or a policy, not both")
         weights = load_weights(find_weights(name_or_dir))
         config = weights.config
         if encoder is None:
@@ -102,8 +104,6 @@ class LatentGuard:
             raise WeightsError(f"these weights belong to the encoder {config.encoder}, not to {encoder.name}")
         if policy is None:
             policy = Policy(config.threshold if threshold is None else threshold)
-        elif threshold is not None:
-            raise WeightsError("give a threshold or a policy, not both")
         return cls(encoder, weights.mapping, weights.concepts if concepts is None else concepts, policy)
 
     def check(self, prompt: str) -> Verdict:
@@ -111,7 +111,8 @@ class LatentGuard:
 
         Raises:
             PromptError: the prompt is no text, empty, or over the limit of length.
-            ConceptError: the bank is empty, so that nothing could be blocked.
+            ConceptError, PolicyError: the bank is empty or switched off whole, so that nothing could be blocked.
+            EncoderError: the encoder gave no finite numbers.
         """
         return next(self.stream([prompt]))
 
@@ -125,6 +126,8 @@ class LatentGuard:
             snapshot = self._usable_snapshot()
             policy = self.policy
             thresholds = policy.thresholds(snapshot.concepts)
+            if not np.isfinite(thresholds).any():
+                raise PolicyError("the policy switches every concept off: nothing would be blocked")
             scores = self._scores([_scorable(prompt, start + i) for i, prompt in enumerate(chunk)], snapshot)
             margins = scores - thresholds
             explain = self._explainer(snapshot)
@@ -225,9 +228,7 @@ def _scorable(prompt: object, place: int) -> str:
     return text
 
 
-def _by_word(
-    text: str, window: Window, positions: Sequence[float]
-) -> tuple[tuple[TokenContribution, ...], float]:
+def _by_word(text: str, window: Window, positions: Sequence[float]) -> tuple[tuple[TokenContribution, ...], float]:
     """The positions' shares gathered by word of the text, and what is left at positions that have no place in it."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     shares: dict[tuple[int, int], float] = {}
@@ -242,5 +243,3 @@ def _by_word(
             word += 1
         shares[spans[word]] = shares.get(spans[word], 0.0) + share
     return tuple(TokenContribution(text[a:b], a, b, share) for (a, b), share in shares.items()), whole
-
-

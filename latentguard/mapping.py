@@ -10,9 +10,9 @@ its pooled state first,
 
 The same formula stands here twice. :meth:`MappingLayer.forward` is the plain, differentiable one that training uses.
 :meth:`MappingLayer.score` is the one that answers prompts: whatever depends on the concept alone was computed when the
-bank was built (:class:`ConceptQueries`), keys and values are computed once per prompt and not once per concept, and
-the softmax is left unnormalised until after its product with the values, whose extra column of ones collects the
-normaliser. Tests hold the two together.
+bank was built (:class:`ConceptQueries`), keys and values are computed once per prompt and not once per concept, the
+concepts come last in the big intermediate results, so that every step runs along them, and W_v' is applied to the
+values or to the result, whichever is less work. Tests hold the two together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ from torch.nn import functional as F
 from latentguard.encoders.base import TokenStates
 
 INITIAL_TEMPERATURE = 1 / 0.07
-# exp() keeps its relative precision, and the sum of a row can neither overflow nor vanish, within this range.
-_SAFE_LOGIT = 60.0
 # Attention weights computed at a time on an accelerator. A CPU takes the prompts one by one: they stay in its cache, no
 # query is copied, no padding computed, and a prompt's score doesn't depend on its neighbours by a single bit.
 _WEIGHTS_AT_A_TIME = 1 << 26
@@ -50,7 +47,7 @@ class MappingShape:
 class ConceptQueries:
     """What a mapping layer keeps of N concepts: all that depends on the concepts alone.
 
-    ``query`` [H, N, d] is W_q e, already divided by √d; ``direction`` [N, O] is τ · q' / |q'|.
+    ``query`` [H, d, N] is W_q e, already divided by √d; ``direction`` [N, O] is τ · q' / |q'|.
     """
 
     query: Tensor
@@ -59,24 +56,15 @@ class ConceptQueries:
     def __len__(self) -> int:
         return self.direction.shape[0]
 
-    @cached_property
-    def _longest(self) -> Tensor:
-        """The length of the longest query of each head, [H, 1]."""
-        return torch.linalg.vector_norm(self.query, dim=-1).amax(dim=-1, keepdim=True)
-
-    def bounds_logits(self, keys: Tensor, bound: float) -> bool:
-        """Whether no logit of these concepts with keys [B, H, d, L'] can exceed ``bound`` (Cauchy-Schwarz)."""
-        return bool((torch.linalg.vector_norm(keys, dim=2) * self._longest).amax() <= bound)
-
     def rows(self, index: Tensor | slice) -> ConceptQueries:
         """The same for the concepts at ``index``, in that order."""
-        return ConceptQueries(self.query[:, index].contiguous(), self.direction[index].contiguous())
+        return ConceptQueries(self.query[..., index].contiguous(), self.direction[index].contiguous())
 
     @staticmethod
     def join(first: ConceptQueries, second: ConceptQueries) -> ConceptQueries:
         """The concepts of ``first``, then those of ``second``."""
         return ConceptQueries(
-            torch.cat([first.query, second.query], dim=1), torch.cat([first.direction, second.direction])
+            torch.cat([first.query, second.query], dim=-1), torch.cat([first.direction, second.direction])
         )
 
 
@@ -93,7 +81,8 @@ def with_pooled(states: TokenStates) -> tuple[Tensor, Tensor]:
 
     Positions that the mask leaves out are zero, so that what an encoder computed there can't matter.
     """
-    z = torch.cat([states.pooled[:, None], states.hidden * states.mask[..., None]], dim=1)
+    hidden = states.hidden.masked_fill(~states.mask[..., None], 0)  # not times 0: what stands there may be no number
+    z = torch.cat([states.pooled[:, None], hidden], dim=1)
     return z, F.pad(states.mask, (1, 0), value=True)
 
 
@@ -125,14 +114,13 @@ class MappingLayer(nn.Module):
     def __init__(self, shape: MappingShape) -> None:
         super().__init__()
         self.shape = shape
-        inner = shape.heads * shape.head_width
+        inner = self._inner = shape.heads * shape.head_width
         self.to_query = nn.Linear(shape.width, inner)
         self.to_key = nn.Linear(shape.width, inner)
         self.to_value = nn.Linear(shape.width, inner)
         self.value_output = nn.Linear(inner, shape.output)
         self.query_output = nn.Linear(inner, shape.output)
         self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
-        self._key_value: tuple[Tensor, Tensor] | None = None
 
     def forward(self, concepts: Tensor, z: Tensor, mask: Tensor) -> Tensor:
         """Scores [B, N] of prompts z [B, L', D] with mask [B, L'] against concepts [N, D]; differentiable."""
@@ -156,12 +144,15 @@ class MappingLayer(nn.Module):
         heads, width = self.shape.heads, self.shape.head_width
         q = self.to_query(concepts)
         direction = self.temperature * F.normalize(self.query_output(q), dim=-1)
-        return ConceptQueries((q / math.sqrt(width)).unflatten(-1, (heads, width)).transpose(0, 1).contiguous(), direction)
+        query = (q / math.sqrt(width)).unflatten(-1, (heads, width)).permute(1, 2, 0)
+        return ConceptQueries(query.contiguous(), direction)
 
     @torch.inference_mode()
     def score(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
         """Scores [B, N] of prompts z [B, L', D] with mask [B, L'], as :func:`with_pooled` gives them; no gradient."""
         scores = torch.empty(z.shape[0], len(queries), dtype=torch.float32, device=z.device)
+        if not len(queries):
+            return scores
         if z.device.type == "cpu":
             for i, length in enumerate(_lengths(mask)):
                 one = slice(i, i + 1)
@@ -174,53 +165,34 @@ class MappingLayer(nn.Module):
         return scores
 
     def _score_chunk(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
-        heads, width, inner = self.shape.heads, self.shape.head_width, self.shape.heads * self.shape.head_width
+        heads, width, inner, size = self.shape.heads, self.shape.head_width, self._inner, self.shape.output
         (batch, length, _), concepts = z.shape, len(queries)
-        take = _workspace.take
-        weight, bias = self._fused_key_value()
-        kv = take("kv", (batch * length, 2 * inner), z)
-        torch.addmm(bias, z.reshape(batch * length, -1), weight, out=kv)
-        kv = kv.view(batch, length, 2, heads, width)
-        k = kv[:, :, 0].permute(0, 2, 3, 1).reshape(batch * heads, width, length)
-        v = take("v", (batch, heads, length, width + 1), z)
-        v[..., :width] = kv[:, :, 1].transpose(1, 2)
-        v[..., width] = 1
-        v *= mask[:, None, :, None]
-        a = take("a", (batch * heads, concepts, length), z)
-        torch.bmm(queries.query.expand(batch, -1, -1, -1).reshape(batch * heads, concepts, width), k, out=a)
-        if not queries.bounds_logits(k.view(batch, heads, width, length), _SAFE_LOGIT):
-            a = a.view(batch, heads, concepts, length).masked_fill_(~mask[:, None, None, :], -torch.inf)
-            a = a.sub_(a.amax(dim=-1, keepdim=True)).view(batch * heads, concepts, length)
-        a.exp_()
-        y = take("y", (batch * heads, concepts, width + 1), z)
-        torch.bmm(a, v.view(batch * heads, length, width + 1), out=y)
-        y = y.view(batch, heads, concepts, width + 1).transpose(1, 2)
-        x = take("x", (batch, concepts, heads, width), z)
-        torch.div(y[..., :width], y[..., width:], out=x)
-        mapped = take("mapped", (batch * concepts, self.shape.output), z)
-        output = self.value_output
-        torch.addmm(output.bias, x.view(batch * concepts, inner), output.weight.t(), out=mapped)
-        mapped = mapped.view(batch, concepts, self.shape.output)
-        norm = torch.linalg.vecdot(mapped, mapped).clamp_min_(1e-16).rsqrt_()
-        return torch.linalg.vecdot(mapped, queries.direction).mul_(norm)
+        rows, take = batch * heads, _workspace.take
 
-    def _fused_key_value(self) -> tuple[Tensor, Tensor]:
-        """W_k and W_v side by side [D, 2·H·d], and their biases, kept from the first use on."""
-        if self._key_value is None:
-            self._key_value = (
-                torch.cat([self.to_key.weight, self.to_value.weight]).detach().t().contiguous(),
-                torch.cat([self.to_key.bias, self.to_value.bias]).detach(),
-            )
-        return self._key_value
+        def by_head(layer: nn.Linear, name: str) -> Tensor:
+            states = take(name, (batch * length, inner), z)
+            torch.addmm(layer.bias, z.reshape(batch * length, -1), layer.weight.t(), out=states)
+            return states.view(batch, length, heads, width).transpose(1, 2).reshape(rows, length, width)
 
-    def train(self, mode: bool = True) -> MappingLayer:
-        """As in ``nn.Module``; also forgets what inference keeps, since training changes it."""
-        self._key_value = None
-        return super().train(mode)
-
-    def _apply(self, *args: object, **kwargs: object) -> MappingLayer:
-        self._key_value = None
-        return super()._apply(*args, **kwargs)  # type: ignore[arg-type]
+        k, v = by_head(self.to_key, "k"), by_head(self.to_value, "v")
+        query = queries.query.expand(batch, -1, -1, -1).reshape(rows, width, concepts)
+        a = torch.bmm(k, query, out=take("a", (rows, length, concepts), z))
+        if not mask.all():
+            a.view(batch, heads, length, concepts).masked_fill_(~mask[:, None, :, None], -torch.inf)
+        torch.softmax(a, dim=1, out=a)
+        output = self.value_output.weight.t()
+        # W_v' [H·d, O] on the values of the prompt, or on those that each concept has gathered.
+        if length * size * (concepts + width) < concepts * width * (length + size):
+            output = output.view(heads, width, size).expand(batch, -1, -1, -1).reshape(rows, width, size)
+            left = a.view(batch, heads * length, concepts)
+            right = torch.bmm(v, output, out=take("u", (rows, length, size), z)).view(batch, heads * length, size)
+        else:
+            gathered = torch.bmm(v.transpose(1, 2), a, out=take("x", (rows, width, concepts), z))
+            left, right = gathered.view(batch, inner, concepts), output.expand(batch, -1, -1)
+        mapped = take("mapped", (batch, concepts, size), z)
+        torch.baddbmm(self.value_output.bias, left.transpose(1, 2), right, out=mapped)
+        norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min_(1e-8)
+        return mapped.mul_(queries.direction).sum(dim=-1).div_(norm)
 
     @torch.inference_mode()
     def attribute(self, queries: ConceptQueries, z: Tensor, mask: Tensor, pooling: Tensor) -> Attribution:
@@ -232,7 +204,7 @@ class MappingLayer(nn.Module):
         """
         heads, width = self.shape.heads, self.shape.head_width
         k, v = (layer(z).unflatten(-1, (heads, width)) for layer in (self.to_key, self.to_value))
-        a = torch.einsum("hd,lhd->hl", queries.query[:, 0], k).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        a = torch.einsum("hd,lhd->hl", queries.query[..., 0], k).masked_fill(~mask, -torch.inf).softmax(dim=-1)
         a = a[:, 1:] + a[:, :1] * pooling
         parts = torch.einsum("hl,lhd->lhd", a, v[1:]).flatten(1) @ self.value_output.weight.t()
         bias = self.value_output.bias

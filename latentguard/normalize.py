@@ -391,7 +391,7 @@ def _fold_word(word: str) -> str | None:
 
 
 def _resembled_letter(char: str) -> str | None:
-    """The Latin letter that a character looks like, an accent on it aside ("\u03ac" is like "a"); None if there is none."""
+    """The Latin letter that a character looks like, an accent on it aside, or None."""
     base = unicodedata.normalize("NFD", char)[0]
     return _LOOKALIKES.get(base) or _RESEMBLANCES.get(base)
 

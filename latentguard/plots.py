@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from latentguard.files import atomic_path
+from latentguard.files import atomic_path, write_error
 
 _UNSAFE, _HARMLESS, _MARK = "#c0392b", "#2471a3", "#555555"
 
@@ -34,7 +34,7 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> N
     left.set_ylabel("training loss")
     right.set_ylabel("AUC on held-out concepts")
     left.set_title("Learning curve")
-    left.legend(lines, [line.get_label() for line in lines], loc="center right")
+    left.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
     _save(figure, path)
 
 
@@ -63,7 +63,7 @@ def plot_score_histogram(
     """The distribution of one file's scores, unsafe and harmless apart where labels are known, with the threshold."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    bins = np.linspace(min(scores.min(), threshold), max(scores.max(), threshold), 60)
+    bins = np.linspace(min(scores.min(), threshold), max(scores.max(), threshold), 60).tolist()
     if unsafe is None:
         axes.hist(scores, bins=bins, color=_MARK, alpha=0.6, label="unlabelled")
     else:
@@ -87,7 +87,7 @@ def plot_latent_space(name: str, before: np.ndarray, after: np.ndarray, unsafe: 
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, points, title in zip(panels, (before, after), ("encoder", "mapping layer"), strict=True):
-        perplexity = min(30.0, max(2.0, (len(points) - 1) / 3))
+        perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
         flat = TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=0).fit_transform(points)
         for mask, color, label in ((~unsafe, _HARMLESS, "harmless"), (unsafe, _UNSAFE, "unsafe")):
             axes.scatter(*flat[mask].T, s=6, alpha=0.6, color=color, label=label, linewidths=0)
@@ -100,6 +100,9 @@ def plot_latent_space(name: str, before: np.ndarray, after: np.ndarray, unsafe: 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -21,7 +21,7 @@ def checked_threshold(value: object, what: str = "threshold") -> float:
         raise PolicyError(f"{what}: expected a number, got {type(value).__name__}")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise PolicyError(f"{what}: {str(value)[:40]!r} is not a number") from None
     if not math.isfinite(number):
         raise PolicyError(f"{what}: {number} is not a finite number")

@@ -24,7 +24,7 @@ MAX_PROMPT_CHARS = 100_000
 
 _MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARS + len("\r\n")
 # A row of a table may have other, larger fields; still, no file may make us hold a line of any length.
-_MAX_LINE_BYTES = 8 * 2**20
+_MAX_LINE_BYTES = 4 * 2**20
 _ROWS_A_BATCH = 1024
 _ROWS_A_GROUP = 4096
 _BOM = b"\xef\xbb\xbf"
@@ -181,7 +181,7 @@ def _csv_fault(error: csv.Error) -> str:
 def _read_jsonl(path: Path, column: str) -> Iterator[_RawRow]:
     for number, line in _without_last_blanks(path, _lines(path, _MAX_LINE_BYTES)):
         where = f"line {number}"
-        record = _parsed(path, line, where)
+        record = _parsed(path, line.rstrip("\r\n"), where)
         if not isinstance(record, dict):
             raise _error(path, f"is {_kind(record)}, not an object", where)
         if column not in record:
@@ -589,7 +589,7 @@ def _parsed(path: Path, text: str, where: str | None = None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"character {error.colno}" if where else f"line {error.lineno}, character {error.colno}"
-        raise _error(path, f"is not valid JSON: {error.msg} at {at}", where) from error
+        raise _error(path, f"is not valid JSON ({error.msg}; {at})", where) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested brackets
         raise _error(
             path, "is not JSON that can be read: it is nested too deep or has too long a number", where

@@ -30,10 +30,10 @@ class Explanation:
 
     The score is a sum over the prompt's positions of the attention and values actually used, divided by the length of
     the mapped prompt. ``tokens`` are the words' shares, in the order of the text; ``whole_prompt`` is the share of the
-    positions that stand for the prompt as a whole (start and end of text); ``bias`` that of the layer's constant.
+    positions that stand for the prompt as a whole (start and end of text); ``bias`` that of the layer's constant. Of a
+    prompt longer than the encoder's window, ``tokens`` are the words of the window that decided.
 
-    ``text`` is the text as it was scored (normalised, see :mod:`latentguard.normalize`; of a long prompt, the window
-    that decided).
+    ``text`` is the whole prompt as it was scored: normalised, see :mod:`latentguard.normalize`.
     """
 
     concept: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from latentguard.errors import DataError, PolicyError, WeightsError
@@ -77,7 +76,9 @@ def find_weights(name_or_dir: str | Path | None = None) -> Path:
         WeightsError: there is no such folder, name or repository.
     """
     name = str(name_or_dir if name_or_dir is not None else DEFAULT_MODEL)
-    for folder in (shipped_path("weights") / name, Path(name)):
+    # A Path, or a text with a folder in it, is never a shipped name.
+    is_name = not isinstance(name_or_dir, Path) and Path(name).name == name
+    for folder in (*([shipped_path("weights") / name] if is_name else []), Path(name)):
         if (folder / _CONFIG).is_file():
             return folder
     if Path(name).exists():
@@ -96,7 +97,7 @@ def _download(hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=[_MODEL, _CONFIG, _CONCEPTS, _CARD]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{hub_id}: can't be had from the Hugging Face hub ({reason})") from error
+        raise WeightsError(f"{hub_id}: no such folder, nor can it be had from the Hugging Face hub ({reason})") from error
     if not (folder / _CONFIG).is_file():
         raise WeightsError(f"{hub_id}: no {_CONFIG} in that repository, so it holds no weights of this project")
     return folder
@@ -119,8 +120,10 @@ def load_weights(folder: str | Path) -> Weights:
             training=described.get("training", {}),
         )
         digest = described["sha256"]
-    except (KeyError, TypeError, ValueError, AttributeError, PolicyError) as error:
-        raise WeightsError(f"{folder / _CONFIG}: {type(error).__name__} at {error}") from error
+    except KeyError as error:
+        raise WeightsError(f"{folder / _CONFIG}: has no field {error}") from error
+    except (TypeError, ValueError, OverflowError, AttributeError, PolicyError) as error:
+        raise WeightsError(f"{folder / _CONFIG}: can't be used: {error}") from error
     path = folder / _MODEL
     try:
         content = path.read_bytes()
@@ -144,15 +147,23 @@ def save_weights(
 ) -> Path:
     """Write a weights folder. Each file is whole or absent, and ``config.json`` comes last: with it the folder counts."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in mapping.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{folder}: no folder can be made there ({error.strerror or error})") from error
+    # To memory first: save_file of safetensors reports a full disk as an error of its own.
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in mapping.state_dict().items()})
     with atomic_path(folder / _MODEL) as temporary:
-        save_file(state, str(temporary))
+        temporary.write_bytes(content)
     entries = [{k: v for k, v in asdict(concept).items() if v is not None} for concept in concepts]
     lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
     _write_text(folder / _CONCEPTS, f"[\n{lines}\n]\n")
     _write_text(folder / _CARD, card)
-    described = {"format": _FORMAT, **asdict(config), "sha256": hashlib.sha256((folder / _MODEL).read_bytes()).hexdigest()}
+    described = {
+        "format": _FORMAT,
+        **asdict(config),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     _write_text(folder / _CONFIG, json.dumps(described, indent=2) + "\n")
     return folder
 
@@ -166,22 +177,24 @@ def read_official(path: str | Path) -> MappingLayer:
     path = Path(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: not a readable checkpoint ({reason})") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # the reader raises errors of a dozen kinds for what is damaged or no checkpoint
+        raise WeightsError(f"{path}: not a checkpoint that holds tensors and nothing else, or a damaged one") from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: holds {type(loaded).__name__}, not named tensors")
     state: dict[str, Tensor] = {}
     for official, ours in _OFFICIAL_NAMES.items():
         for part in ("weight", "bias"):
             state[f"{ours}.{part}"] = _tensor(loaded, f"{official}.{part}", path)
-    state["temperature"] = _tensor(loaded, "tempr", path).reshape(())
-    inner, width = state["to_query.weight"].shape
-    heads = MappingShape.heads
+    temperature, query, output = _tensor(loaded, "tempr", path), state["to_query.weight"], state["value_output.weight"]
+    if temperature.numel() != 1 or query.ndim != 2 or output.ndim != 2:
+        raise WeightsError(f"{path}: its tensors don't have the shapes of the published checkpoint")
+    state["temperature"] = temperature.reshape(())
+    (inner, width), heads = query.shape, MappingShape.heads
     if inner % heads:
         raise WeightsError(f"{path}: {inner} rows of x2_to_query don't split into {heads} heads")
-    shape = MappingShape(int(width), heads, int(inner) // heads, int(state["value_output.weight"].shape[0]))
-    return _build(shape, state, path)
+    return _build(MappingShape(width, heads, inner // heads, output.shape[0]), state, path)
 
 
 def import_official(
@@ -211,10 +224,11 @@ def import_official(
 
 
 def _build(shape: MappingShape, state: Mapping[str, Tensor], path: Path) -> MappingLayer:
-    mapping = MappingLayer(shape)
     try:
-        mapping.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except RuntimeError as error:
+        with torch.device("meta"):  # no memory for what a config only claims
+            mapping = MappingLayer(shape)
+        mapping.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: the tensors don't fit the layer ({reason})") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in mapping.state_dict().values()):
@@ -234,7 +248,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         described = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not JSON ({error})") from error
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise WeightsError(f"{path}: not a config of format {_FORMAT}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -38,7 +39,14 @@ _BERT_LIKE = frozenset(
 _POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 _NO_LIMIT = 100_000  # a tokenizer without a limit of its own gives some 10^30
 _LONGEST = 512  # window of an encoder whose files set no limit: relative positions go on, its training didn't
-_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # what transformers raises for a bad repository
+_FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)  # what transformers raises for a bad repository
 
 
 class HuggingFaceEncoder:
@@ -68,6 +76,8 @@ class HuggingFaceEncoder:
     ) -> None:
         self.name = f"hf:{place}"
         self.device = device
+        if place.startswith(("/", ".")) and not Path(place).is_dir():
+            raise EncoderError(f"{self.name}: no such folder")
         config = self._read(transformers.AutoConfig, place)
         kind = config.model_type
         self._causal = kind in _CLIP

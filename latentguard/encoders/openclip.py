@@ -89,6 +89,8 @@ class OpenClipEncoder:
             raise MissingDependencyError(
                 f"{self.name} needs the package open_clip; install it with: pip install open-clip-torch"
             ) from error
+        if architecture not in open_clip.list_models():
+            raise EncoderError(f"{self.name}: open_clip has no architecture {architecture!r}")
         try:
             model = open_clip.create_model(
                 architecture,
@@ -105,7 +107,7 @@ class OpenClipEncoder:
         tower = getattr(model, "text", model)  # CLIP keeps the tower's parts itself, CustomTextCLIP has it as `text`
         causal = getattr(tower, "attn_mask", None) is not None and getattr(tower, "cls_emb", None) is None
         if not causal or not isinstance(tokenizer, open_clip.SimpleTokenizer):
-            raise EncoderError(f"{self.name}: {type(tower).__name__} is not a CLIP text tower of open_clip's own")
+            raise EncoderError(f"{self.name}: {type(tower).__name__} is not a text tower of the original CLIP's form")
         if tower is model:
             del model.visual
         return tower, tokenizer

@@ -91,7 +91,7 @@ def read_pairs(
     `formats` says what the files may be. CoProV2 files don't carry their concepts; these are told from `concepts`, the
     names that may occur in them. Texts and names are compared without case, white space and punctuation. A pair is
     excluded by prompt if either side is in `exclude_prompts`; by concept if its concept is in `exclude_concepts`, if
-    its unsafe text also stands under such a concept, or if no concept could be told and its text names such a one.
+    its unsafe text also stands under such a concept, or if that text names such a one, be it in passing.
     So that an excluded concept can be told at all, `concepts` should hold the excluded ones too. Raises DataError.
     """
     files = [_placed(path, read_file(path), concepts) for path in _listed(paths)]
@@ -111,7 +111,7 @@ def read_pairs(
         keys = {unsafe} | (set() if pair.safe is None else {text_key(pair.safe)})
         if keys & excluded_texts:
             dropped["excluded_by_prompt"] += 1
-        elif unsafe in barred or (pair.concept is None and _names_any(matcher, pair.unsafe)):
+        elif unsafe in barred or _names_any(matcher, pair.unsafe):
             dropped["excluded_by_concept"] += 1
         elif keys & contradictory:
             dropped["contradictions"] += 1
@@ -137,12 +137,18 @@ def read_pairs(
     return pairs, report
 
 
-def read_negatives(paths: PathLike | Iterable[PathLike]) -> list[str]:
-    """Harmless prompts of text files (one a line) or tables with a `prompt` column, each once, in file order."""
+def read_negatives(paths: PathLike | Iterable[PathLike], *, exclude_prompts: Iterable[str] = ()) -> list[str]:
+    """Harmless prompts of text files (one a line) or tables with a `prompt` column, each once, in file order.
+
+    Those in `exclude_prompts` are left out, compared as in `read_pairs`. Raises DataError.
+    """
+    excluded = {text_key(text) for text in exclude_prompts}
     prompts: dict[str, str] = {}
     for path in _listed(paths):
         for row in read_prompts(path):
-            prompts.setdefault(text_key(row.prompt), row.prompt)
+            key = text_key(row.prompt)
+            if key not in excluded:
+                prompts.setdefault(key, row.prompt)
     return list(prompts.values())
 
 

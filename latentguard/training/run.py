@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 
 from latentguard.calibration import threshold_for
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import TextEncoder
+from latentguard.encoders.model_cache import cache_folder
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
 from latentguard.plots import plot_learning_curve
@@ -68,13 +68,14 @@ class TrainingRun:
             LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on.
         """
         names = [entry.name for path in self.concept_names for entry in read_concepts(path)]
+        excluded = {row.prompt for path in self.exclude_prompts for row in read_prompts(path)}
         pairs, report = read_pairs(
             self.data,
             concepts=names or None,
-            exclude_prompts={row.prompt for path in self.exclude_prompts for row in read_prompts(path)},
+            exclude_prompts=excluded,
             exclude_concepts={entry.name for path in self.exclude_concepts for entry in read_concepts(path)},
         )
-        negatives = read_negatives(self.negatives)
+        negatives = read_negatives(self.negatives, exclude_prompts=excluded)
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
         harmless = self._calibration_prompts(negatives)
         encoder = load_encoder(self.encoder, device=self.device)
@@ -123,8 +124,10 @@ class TrainingRun:
         return harmless
 
     def _cache_folder(self, encoder: TextEncoder) -> Path:
-        root = self.cache if self.cache is not None else user_cache_path("latentguard") / "token-states"
-        return root / "".join(c if c.isalnum() or c in "-._" else "_" for c in encoder.name)
+        if self.cache is not None:
+            return self.cache
+        name = f"{encoder.name}-{getattr(encoder, 'precision', 'fp32')}"
+        return cache_folder() / "token-states" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
 
     def _threshold(
         self, encoder: TextEncoder, result: TrainingResult, bank: Sequence[ConceptEntry], harmless: Sequence[str]

@@ -30,11 +30,10 @@ class PairTable:
 
 
 def tabulate(pairs: Sequence[TrainingPair], places: dict[str, int]) -> PairTable:
-    """The table of ``pairs`` that have a concept; ``places`` says where each text stands in the cache."""
+    """The table of ``pairs``; ``places`` says where each text stands in the cache."""
     by_concept: dict[str, list[TrainingPair]] = {}
     for pair in pairs:
-        if pair.concept is not None:
-            by_concept.setdefault(pair.concept, []).append(pair)
+        by_concept.setdefault(pair.concept, []).append(pair)
     rows = [pair for concept in sorted(by_concept) for pair in by_concept[concept]]
     sizes = [len(by_concept[concept]) for concept in sorted(by_concept)]
     return PairTable(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import tokenizers
 import torch
 import transformers
 
@@ -17,8 +16,6 @@ WORDS = [
     *("a", "red", "wine", "on", "the", "table", "nude", "portrait", "of", "knight", "with", "sword", "and", "shield"),
     *("photo", "dog", "running", "through", "field"),
 ]
-TEXTS = ["a red wine on the table", "portrait of a knight with a sword and a shield", "dog"]
-LONG_TEXT = "a photo of a dog running through the field and a knight with a sword on the table " * 12
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,21 +99,7 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("t5"), transformers.T5EncoderModel(config), tokenizer)
 
 
-def save(
-    folder: Path, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
-) -> Path:
+def save(folder: Path, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def is_frozen(states: torch.Tensor, module: torch.nn.Module) -> bool:
-    """Whether the states carry no graph, and no parameter takes a gradient or is in training mode."""
-    return not (
-        states.requires_grad or module.training or any(parameter.requires_grad for parameter in module.parameters())
-    )
-
-
-def as_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase) -> tokenizers.Tokenizer:
-    backend = tokenizer.backend_tokenizer
-    return tokenizers.Tokenizer.from_str(backend.to_str())

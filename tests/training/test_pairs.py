@@ -246,6 +246,12 @@ class TestCleaning:
         assert pairs == []
         assert report.excluded_by_concept == 2
 
+    def test_a_placed_pair_that_names_an_excluded_concept_in_passing_is_dropped(self, tmp_path: Path) -> None:
+        path = plain(tmp_path / "a.csv", ["arson", "A noose in a burning barn", "A barn"])
+        pairs, report = read_pairs(path, exclude_concepts=["noose"])
+        assert pairs == []
+        assert report.excluded_by_concept == 1
+
     def test_an_unplaced_pair_that_names_an_excluded_concept_is_counted_as_excluded(self, tmp_path: Path) -> None:
         rows = [("He is full of guilts.", "u_idx_1_0.jpg", "a"), ("A quiet day.", "u_idx_2_0.jpg", "a")]
         path = coprov2(tmp_path / "c.csv", *rows)
@@ -319,6 +325,6 @@ class TestRealFiles:
         pairs, report = read_pairs(COPRO / "coprov2_train.csv", concepts=ours + barred, exclude_concepts=barred)
         assert (report.rows_read, report.pairs_found, report.orphans) == (32086, 16043, 0)
         assert balanced(report)
-        assert report.pairs > 9500
+        assert report.pairs > 9000
         assert report.not_placed < 0.2 * report.pairs_found
         assert not {text_key(pair.concept) for pair in pairs} & {text_key(name) for name in barred}

@@ -1,0 +1,606 @@
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from disk import files_limited_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentguard.errors import DataError
+from latentguard.records import (
+    MAX_PROMPT_CHARS,
+    ConceptEntry,
+    PromptRow,
+    check_output,
+    check_prompts_file,
+    count_prompts,
+    open_writer,
+    read_concepts,
+    read_prompts,
+)
+
+FORMATS = [".txt", ".csv", ".jsonl", ".parquet"]
+TABLES = [".csv", ".jsonl", ".parquet"]
+SECRET = "a very private prompt"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+File = Callable[[str, "str | bytes"], Path]
+
+
+def prompts_of(path: Path, column: str = "prompt") -> list[str]:
+    return [row.prompt for row in read_prompts(path, column)]
+
+
+def write_prompts(path: Path, prompts: Sequence[Any]) -> Path:
+    """A file of these prompts, made without the code under test."""
+    if path.suffix == ".txt":
+        path.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="", encoding="utf-8") as handle:
+            csv.writer(handle).writerows([["id", "prompt"], *enumerate(prompts)])
+    elif path.suffix == ".jsonl":
+        lines = (json.dumps({"id": n, "prompt": prompt}) for n, prompt in enumerate(prompts))
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    else:
+        pq.write_table(pa.table({"id": range(len(prompts)), "prompt": list(prompts)}), path)
+    return path
+
+
+def fault_of(path: Path, column: str = "prompt") -> str:
+    """The message of the DataError that reading the file ends in, without the folder."""
+    with pytest.raises(DataError) as raised:
+        list(read_prompts(path, column))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert SECRET not in message
+    return message.replace(f"{path.parent}/", "")
+
+
+# --- reading prompts
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".TXT", ".Csv"])
+def test_prompts_come_in_the_order_of_the_file(tmp_path: Path, suffix: str) -> None:
+    prompts = ["a cat", 'a "big", red dog', "  ein B\u00e4r \u718a"]
+    path = write_prompts(tmp_path / f"prompts{suffix.lower()}", prompts)
+    path = path.rename(path.with_suffix(suffix))
+    assert [(row.number, row.prompt) for row in read_prompts(path)] == list(enumerate(prompts, 1))
+
+
+def test_the_other_columns_of_a_csv_are_text(file: File) -> None:
+    path = file("p.csv", "id,prompt,label\n7,a cat,1\n")
+    assert list(read_prompts(path)) == [PromptRow(1, "a cat", {"id": "7", "label": "1"})]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_other_columns_keep_their_types(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a cat"])
+    assert list(read_prompts(path)) == [PromptRow(1, "a cat", {"id": 0})]
+
+
+def test_the_column_can_be_named(file: File) -> None:
+    assert prompts_of(file("p.csv", "prompt,caption\nno,yes\n"), "caption") == ["yes"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_either_line_end_are_tolerated(tmp_path: Path, suffix: str, end: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a cat", "a dog"])
+    text = end.join(path.read_text().splitlines())
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert prompts_of(path) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_blank_lines_at_the_end_are_tolerated(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a cat"])
+    path.write_text(path.read_text() + "\n\n")
+    assert prompts_of(path) == ["a cat"]
+
+
+def test_a_quoted_csv_field_may_hold_line_ends_and_quotes(file: File) -> None:
+    assert prompts_of(file("p.csv", 'prompt\n"a\r\ncat, ""quoted"""\n"a dog"\n')) == ['a\r\ncat, "quoted"', "a dog"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_any_text_type_of_parquet_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": pa.array(["a cat", "a cat"], kind)}), tmp_path / "p.parquet")
+    assert prompts_of(tmp_path / "p.parquet") == ["a cat", "a cat"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_longest_prompt_is_read(tmp_path: Path, suffix: str) -> None:
+    longest = "\U0001f431" * MAX_PROMPT_CHARS
+    assert prompts_of(write_prompts(tmp_path / f"p{suffix}", [longest])) == [longest]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_reading_is_streamed(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", [f"{n} {'cat ' * 100}" for n in range(8_000)])
+    next(read_prompts(path))  # imports what it needs
+    tracemalloc.start()
+    try:
+        for _ in read_prompts(path):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000  # of 3.2 MB
+
+
+# --- prompt files that can't be used
+
+
+@pytest.mark.parametrize("check", [check_prompts_file, read_prompts])
+def test_a_missing_file_is_reported_at_once(tmp_path: Path, check: Callable[[Path], object]) -> None:
+    with pytest.raises(DataError, match=r"absent\.txt: does not exist$"):
+        check(tmp_path / "absent.txt")
+
+
+def test_a_prompt_given_for_a_file_name_is_a_missing_file() -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        check_prompts_file("a cat " * 1000)
+
+
+def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder, not a file"):
+        check_prompts_file(tmp_path)
+
+
+def test_an_unknown_suffix_is_reported_with_the_known_ones(file: File) -> None:
+    with pytest.raises(DataError, match=r"p\.xlsx: its suffix is none of \.txt, \.csv, \.jsonl, \.parquet"):
+        check_prompts_file(file("p.xlsx", "a cat"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_without_rows_is_refused(tmp_path: Path, suffix: str) -> None:
+    assert fault_of(write_prompts(tmp_path / f"p{suffix}", [])) == f"p{suffix}: has no prompts"
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_a_file_of_no_bytes_is_refused(file: File, name: str) -> None:
+    assert fault_of(file(name, "")) == f"{name}: has no prompts"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "where"),
+    [
+        (".csv", "row 2 (line 3): field 'prompt'"),
+        (".jsonl", "line 2: field 'prompt'"),
+        (".parquet", "row 2: field 'prompt'"),
+    ],
+)
+@pytest.mark.parametrize("blank", ["", " \t "])
+def test_an_empty_prompt_is_refused(tmp_path: Path, suffix: str, where: str, blank: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", [SECRET, blank, SECRET])
+    assert fault_of(path) == f"p{suffix}: {where} is empty"
+
+
+@pytest.mark.parametrize(("suffix", "where"), [(".jsonl", "line 2"), (".parquet", "row 2")])
+def test_a_null_prompt_is_refused(tmp_path: Path, suffix: str, where: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", [SECRET, None])
+    assert fault_of(path) == f"p{suffix}: {where}: field 'prompt' is null"
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", " NaN"])
+def test_the_nan_that_pandas_writes_to_csv_is_refused(tmp_path: Path, missing: str) -> None:
+    path = write_prompts(tmp_path / "p.csv", [SECRET, missing])
+    assert fault_of(path) == "p.csv: row 2 (line 3): field 'prompt' is NaN"
+
+
+def test_a_prompt_with_nan_in_it_is_a_prompt(tmp_path: Path) -> None:
+    assert prompts_of(write_prompts(tmp_path / "p.csv", ["NaN bread", "NAN"])) == ["NaN bread", "NAN"]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [([1.5, float("nan")], "is a number, not text"), ([float("nan")], "is NaN"), ([["a"]], "is a list, not text")],
+)
+@pytest.mark.parametrize(("suffix", "where"), [(".jsonl", "line 1"), (".parquet", "row 1")])
+def test_a_prompt_that_is_not_text_is_refused(
+    tmp_path: Path, suffix: str, where: str, values: list[Any], fault: str
+) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", values)
+    assert fault_of(path) == f"p{suffix}: {where}: field 'prompt' {fault}"
+
+
+def test_bytes_in_parquet_are_not_text(tmp_path: Path) -> None:
+    assert "is bytes, not text" in fault_of(write_prompts(tmp_path / "p.parquet", [SECRET.encode()]))
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", [SECRET])
+    assert fault_of(path, "text").endswith("has no column 'text'; its columns are: 'id', 'prompt'")
+
+
+def test_a_csv_without_a_header_does_not_show_its_first_prompt(file: File) -> None:
+    assert fault_of(file("p.csv", f"{SECRET},x\n")).endswith("(a long text: is the header missing?), 'x'")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".csv":
+        path.write_text("prompt,prompt\na,b\n")
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["prompt"] * 2), path)
+    assert fault_of(path).endswith("has two columns 'prompt'")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl"])
+def test_a_blank_line_between_others_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_prompts(tmp_path / name, [SECRET, SECRET])
+    path.write_text(path.read_text().replace("\n", "\n \n\n", 1))
+    assert fault_of(path) == f"{name}: line 2: is blank"
+
+
+def test_a_blank_line_between_rows_of_a_csv_is_refused(file: File) -> None:
+    assert fault_of(file("p.csv", "prompt\na\n\nb\n")) == "p.csv: row 2 (line 3): is blank"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("1", "has 1 field where the header has 2"),
+        (f"1,{SECRET},3", "has 3 fields where the header has 2"),
+        (f'1,"{SECRET}', "is not valid CSV: unexpected end of data"),
+        (f'1,"{SECRET}"x', "is not valid CSV: ',' expected after '\"'"),
+        (f"1,a\r{SECRET}", "is not valid CSV: a carriage return outside quotes"),
+    ],
+)
+def test_a_malformed_csv_row_is_refused(file: File, row: str, fault: str) -> None:
+    assert fault_of(file("p.csv", f'id,prompt\n0,"a\ncat"\n{row}\n')) == f"p.csv: row 2 (line 4): {fault}"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"prompt": "a', "is not valid JSON (Unterminated string starting at; character 12)"),
+        ('["a cat"]', "is a list, not an object"),
+        ('{"text": "a cat"}', "has no column 'prompt'; its columns are: 'text'"),
+        ('{"prompt": "\\ud83d"}', "field 'prompt' is not valid Unicode: it has half of a surrogate pair"),
+        ("[" * 100_000, "is not JSON that can be read: it is nested too deep or has too long a number"),
+        ("9" * 10_000, "is not JSON that can be read: it is nested too deep or has too long a number"),
+    ],
+)
+def test_a_malformed_json_line_is_refused(file: File, line: str, fault: str) -> None:
+    path = file("p.jsonl", f'{{"prompt": "{SECRET}"}}\n{line}\n')
+    assert fault_of(path) == f"p.jsonl: line 2: {fault}"
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_another_encoding_is_refused_with_its_line(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a cat", "XX"])
+    path.write_bytes(path.read_bytes().replace(b"XX", "B\u00e4r".encode("latin-1")))
+    assert f"line {len(path.read_bytes().splitlines())}: is not UTF-8 at byte " in fault_of(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf_16_is_refused(file: File, encoding: str) -> None:
+    assert "p.txt: line 1: " in fault_of(file("p.txt", "a cat\na dog\n".encode(encoding)))
+
+
+def test_a_carriage_return_inside_a_line_of_text_is_refused(file: File) -> None:
+    assert "line 1: has a carriage return inside" in fault_of(file("p.txt", "a cat\ra dog\r"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_prompt_beyond_the_limit_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", [SECRET, "a" * (MAX_PROMPT_CHARS + 1)])
+    assert fault_of(path).endswith("is longer than 100,000 characters")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_a_line_of_ten_megabytes_is_refused_without_being_read_whole(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a" * 10_000_000])
+    tracemalloc.start()
+    try:
+        fault = fault_of(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "is longer than" in fault
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("damage", ["cut", "scrambled", "not parquet", "empty"])
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path, damage: str) -> None:
+    path = write_prompts(tmp_path / "p.parquet", [f"{n} {SECRET}" for n in range(5000)])
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "scrambled": whole[:100] + bytes(b ^ 0xFF for b in whole[100 : len(whole) // 2]) + whole[len(whole) // 2 :],
+            "not parquet": b"a cat\n" * 100,
+            "empty": b"",
+        }[damage]
+    )
+    assert fault_of(path).startswith("p.parquet: ")
+
+
+def test_parquet_text_that_is_not_utf_8_is_refused_with_its_field(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"B\xe4r"]).buffers())
+    pq.write_table(pa.table({"prompt": text}), tmp_path / "p.parquet")
+    assert fault_of(tmp_path / "p.parquet") == "p.parquet: rows 1 to 1: field 'prompt' is not UTF-8"
+
+
+def test_the_csv_field_limit_of_the_process_is_left_alone(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    prompts_of(write_prompts(tmp_path / "p.csv", ["a" * MAX_PROMPT_CHARS]))
+    assert csv.field_size_limit() == before
+
+
+# --- counting
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_rows_are_counted(tmp_path: Path, suffix: str) -> None:
+    assert count_prompts(write_prompts(tmp_path / f"p{suffix}", ["a cat"] * 3)) == 3
+
+
+def test_a_last_line_without_an_end_counts(file: File) -> None:
+    assert count_prompts(file("p.txt", "a cat\na dog")) == 2
+
+
+def test_the_count_of_a_csv_is_never_too_low(file: File) -> None:
+    path = file("p.csv", 'prompt\n"a\ncat"\na dog\n')
+    assert (count_prompts(path) or 0) >= len(prompts_of(path))
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "absent.parquet", "p.xlsx"])
+def test_what_can_not_be_counted_has_no_count(tmp_path: Path, name: str) -> None:
+    assert count_prompts(tmp_path / name) is None
+
+
+def test_a_damaged_parquet_file_has_no_count(file: File) -> None:
+    assert count_prompts(file("p.parquet", "a cat")) is None
+
+
+# --- concepts
+
+
+def test_concepts_are_read_from_lines(file: File) -> None:
+    assert read_concepts(file("c.txt", "gore\n  a gun \n\n")) == [ConceptEntry("gore"), ConceptEntry("a gun")]
+
+
+def test_concepts_are_read_from_a_json_list(file: File) -> None:
+    items = ["gore", {"name": " a gun "}, {"name": "slur", "category": "hate", "threshold": 3}]
+    assert read_concepts(file("c.json", json.dumps(items, indent=1))) == [
+        ConceptEntry("gore"),
+        ConceptEntry("a gun"),
+        ConceptEntry("slur", "hate", 3.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "has no concepts"),
+        ("\n\n", "has no concepts"),
+        ("gore\n \ngun\n", "line 2: is blank"),
+        ("gore\ngun\nGORE \n", "line 3: the concept repeats that of line 1"),
+        (b"gore\nB\xe4r\n", "line 2: is not UTF-8 at byte 2 of the line"),
+        ("g" * 10_000_000, "line 1: is longer than 100,000 characters"),
+    ],
+)
+def test_a_text_file_of_concepts_that_can_not_be_used_is_refused(file: File, content: str | bytes, fault: str) -> None:
+    path = file("c.txt", content)
+    with pytest.raises(DataError) as raised:
+        read_concepts(path)
+    assert str(raised.value) == f"{path}: {fault}"
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "has no concepts"),
+        ("[]", "has no concepts"),
+        ('["gore"', "is not valid JSON (Expecting ',' delimiter; line 1, character 8)"),
+        ('{"name": "gore"}', "is an object, not a list of concepts"),
+        ('["gore", 5]', "item 2: is a number, not a concept's name or an object"),
+        ('["gore", "  "]', "item 2: the concept is empty"),
+        ('["gore", {"name": "Gore"}]', "item 2: the concept repeats that of item 1"),
+        ('[{"category": "hate"}]', "item 1: field 'name' is null"),
+        ('[{"name": ""}]', "item 1: field 'name' is empty"),
+        ('[{"name": "gore", "category": 5}]', "item 1: field 'category' is a number, not text"),
+        ('[{"name": "gore", "category": ""}]', "item 1: field 'category' is empty"),
+        ('[{"name": "gore", "treshold": 5}]', "item 1: has an unknown field 'treshold'"),
+        ('[{"name": "gore", "threshold": "5"}]', "item 1: field 'threshold' is not a finite number"),
+        ('[{"name": "gore", "threshold": true}]', "item 1: field 'threshold' is not a finite number"),
+        ('[{"name": "gore", "threshold": NaN}]', "item 1: field 'threshold' is not a finite number"),
+        (f'[{{"name": "gore", "threshold": 1{"0" * 400}}}]', "item 1: field 'threshold' is not a finite number"),
+    ],
+)
+def test_a_json_file_of_concepts_that_can_not_be_used_is_refused(file: File, content: str, fault: str) -> None:
+    path = file("c.json", content)
+    with pytest.raises(DataError) as raised:
+        read_concepts(path)
+    assert str(raised.value) == f"{path}: {fault}"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("absent.txt", "does not exist"), ("", "is a folder"), ("c.csv", "its suffix is none of .txt, .json")],
+)
+def test_a_concept_file_that_can_not_be_opened_is_refused(tmp_path: Path, name: str, fault: str) -> None:
+    (tmp_path / "c.csv").touch()
+    with pytest.raises(DataError, match=fault):
+        read_concepts(tmp_path / name)
+
+
+# --- writing rows
+
+COLUMNS: dict[str, type] = {"prompt": str, "score": float, "rank": int, "blocked": bool}
+ROWS: list[dict[str, Any]] = [
+    {"prompt": 'a "big",\r\nred\rcat', "score": -1.25, "rank": 1, "blocked": True},
+    {"prompt": "ein B\u00e4r", "score": None, "rank": None, "blocked": False},
+]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], columns: dict[str, type] = COLUMNS) -> Path:
+    with open_writer(path, columns) as writer:
+        for row in rows:
+            writer.write(row)
+    return path
+
+
+def test_a_csv_has_the_rows_as_text(tmp_path: Path) -> None:
+    with open(write(tmp_path / "o.csv", ROWS), newline="", encoding="utf-8") as handle:
+        assert list(csv.reader(handle)) == [
+            ["prompt", "score", "rank", "blocked"],
+            ['a "big",\r\nred\rcat', "-1.25", "1", "true"],
+            ["ein B\u00e4r", "", "", "false"],
+        ]
+
+
+def test_lines_of_a_csv_end_in_a_newline_alone(tmp_path: Path) -> None:
+    assert write(tmp_path / "o.csv", [{"a": "x"}], {"a": str}).read_bytes() == b"a\nx\n"
+
+
+def test_a_jsonl_has_the_rows(tmp_path: Path) -> None:
+    lines = write(tmp_path / "o.jsonl", ROWS).read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == ROWS
+    assert lines[-1] == ""
+
+
+def test_a_parquet_has_the_rows_and_types(tmp_path: Path) -> None:
+    table = pq.read_table(write(tmp_path / "o.parquet", ROWS))
+    assert table.to_pylist() == ROWS
+    assert table.schema.types == [pa.string(), pa.float64(), pa.int64(), pa.bool_()]
+
+
+def test_a_parquet_is_written_in_groups_of_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.parquet", [{"n": n} for n in range(10_000)], {"n": int})
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert pq.read_table(path)["n"].to_pylist() == list(range(10_000))
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_file_without_rows_has_its_columns_or_no_line(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"o{suffix}", [])
+    if suffix == ".parquet":
+        assert pq.read_table(path).column_names == list(COLUMNS)
+    else:
+        assert path.read_text() == {".csv": "prompt,score,rank,blocked\n", ".jsonl": ""}[suffix]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_numpy_scalars_are_written_as_numbers(tmp_path: Path, suffix: str) -> None:
+    row = {"prompt": "a cat", "score": np.float32(0.5), "rank": np.int64(3), "blocked": np.bool_(True)}
+    [read] = read_prompts(write(tmp_path / f"o{suffix}", [row]))
+    expected = {"score": 0.5, "rank": 3, "blocked": True}
+    assert read.fields == (expected if suffix != ".csv" else {"score": "0.5", "rank": "3", "blocked": "true"})
+
+
+prompts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
+    lambda text: text.strip() not in {"", "nan", "NaN"}
+)
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@given(written=st.lists(prompts, min_size=1))
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, written: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("round") / f"o{suffix}"
+    write(path, [{"prompt": prompt} for prompt in written], {"prompt": str})
+    assert prompts_of(path) == written
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"prompt": 5}, "field 'prompt' is a number, not text"),
+        ({"prompt": "\ud800"}, "field 'prompt' is not valid Unicode"),
+        ({"score": float("nan")}, "field 'score' is not a finite number"),
+        ({"score": "0.5"}, "field 'score' is not a finite number"),
+        ({"rank": 0.5}, "field 'rank' is not an integer"),
+        ({"rank": 2**63}, "field 'rank' is not an integer"),
+        ({"blocked": 1}, "field 'blocked' is a number, not true or false"),
+        ({"extra": 1}, "has the fields"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path: Path, suffix: str, change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(DataError, match=rf"o{suffix}: row 2: {fault}"):
+        write(tmp_path / f"o{suffix}", [ROWS[0], ROWS[0] | change])
+
+
+@pytest.mark.parametrize("check", [check_output, lambda path: open_writer(path, COLUMNS)])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("absent/o.csv", r"the folder .*absent does not exist"),
+        ("o.xlsx", r"its suffix is none of \.csv, \.jsonl, \.parquet"),
+        ("o.txt", "its suffix is none of"),
+        ("folder.csv", "is a folder"),
+    ],
+)
+def test_an_output_that_can_not_be_written_is_refused_at_once(
+    tmp_path: Path, check: Callable[[Path], object], name: str, fault: str
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=fault):
+        check(tmp_path / name)
+
+
+def interrupted() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def failing() -> None:
+    raise ValueError("halfway")
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize(("stop", "error"), [(interrupted, KeyboardInterrupt), (failing, ValueError)])
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_an_interruption_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, suffix: str, stop: Callable[[], None], error: type[BaseException], rows: int
+) -> None:
+    path = tmp_path / f"o{suffix}"
+    path.write_text("old")
+
+    def write_halfway() -> None:
+        with open_writer(path, COLUMNS) as writer:
+            for _ in range(rows):
+                writer.write(ROWS[0])
+            stop()
+
+    with pytest.raises(error):
+        write_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize("rows", [pytest.param(1, id="on closing"), pytest.param(20_000, id="on writing")])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path: Path, suffix: str, rows: int) -> None:
+    path = tmp_path / f"o{suffix}"
+    path.write_text("old")
+    with files_limited_to(2 * rows), pytest.raises(DataError, match=rf"o{suffix}: can't be written: .*File too large"):
+        write(path, [ROWS[0] | {"score": n / 7} for n in range(rows)])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
