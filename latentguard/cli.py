@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -21,10 +24,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "latentguard") -> int:
     """Run one command and return the exit status: 0, 2 after a mistake in the input, 130 after an interruption."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a prompt may hold what the terminal's encoding lacks
     arguments = _parser(prog).parse_args(argv)
     command: Callable[[argparse.Namespace], None] = arguments.run
     try:
         command(arguments)
+        sys.stdout.flush()
     except LatentGuardError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -32,25 +38,35 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "latentguard") -> int
         print(f"{prog}: interrupted; nothing was left half-written", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output, say `head`, has gone: nothing is left to tell it.
-        sys.stderr.close()
+        _drop_output()  # its reader, say `head`, has gone: nothing is left to tell it
         return 141
+    except OSError as error:  # most likely standard output, on a full disk
+        _drop_output()
+        print(f"{prog}: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 
-def _screen(arguments: argparse.Namespace) -> None:
-    from latentguard.guard import LatentGuard
-    from latentguard.records import check_output, check_prompts_file, read_concepts
-    from latentguard.screening import print_verdicts, screen_file
+def _drop_output() -> None:
+    """Keeps the interpreter from trying once more, at its end, to write what can't be written."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+
+def _screen(arguments: argparse.Namespace) -> None:
+    from latentguard.records import check_output, check_prompts_file, read_concepts
+
+    # Whatever can be wrong is said before the seconds that PyTorch and a model take to load.
     check_prompts_file(arguments.file_path)
     if arguments.output is not None:
         check_output(arguments.output)
+    concepts = None if arguments.concepts is None else read_concepts(arguments.concepts)
+
+    from latentguard.guard import LatentGuard
+    from latentguard.screening import print_verdicts, screen_file
+
     guard = LatentGuard.from_pretrained(
-        arguments.model,
-        concepts=None if arguments.concepts is None else read_concepts(arguments.concepts),
-        threshold=arguments.threshold,
-        device=arguments.device,
+        arguments.model, concepts=concepts, threshold=arguments.threshold, device=arguments.device
     )
     if arguments.output is None:
         print_verdicts(guard, arguments.file_path, column=arguments.column)
@@ -240,7 +256,6 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         ("negatives-per-batch", int),
         ("learning-rate", float),
         ("weight-decay", float),
-        ("noise", float),
         ("averaging", float),
         ("held-out", float),
         ("evaluate-every", int),

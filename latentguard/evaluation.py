@@ -115,7 +115,7 @@ def _tpr_at(scores: np.ndarray, unsafe: np.ndarray, rate: float) -> float:
 def evaluate(guard: LatentGuard, data: EvaluationSet) -> tuple[FileReport, np.ndarray]:
     """The report on one file, and the prompts' scores [n].
 
-    The decision, which ``accuracy`` and the blocked shares count, is the guard's own, with all thresholds of its policy.
+    The decision, which ``accuracy`` and the blocked shares count, is the guard's own, with all its policy's thresholds.
     """
     verdicts = guard.check_batch(data.prompts)
     scores = np.array([verdict.score for verdict in verdicts])

@@ -28,9 +28,13 @@ from torch.nn import functional as F
 from latentguard.encoders.base import TokenStates
 
 INITIAL_TEMPERATURE = 1 / 0.07
+# Concepts compared at a time: their attention weights stay in a CPU's cache.
+_CONCEPTS_AT_A_TIME = 768
 # Attention weights computed at a time on an accelerator. A CPU takes the prompts one by one: they stay in its cache, no
 # query is copied, no padding computed, and a prompt's score doesn't depend on its neighbours by a single bit.
 _WEIGHTS_AT_A_TIME = 1 << 26
+# While a sum of exponentials lies between this and its inverse, none of those that count has lost precision.
+_LARGEST_SUM = 1e26
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class _Workspace(threading.local):
         return buffer[:size].view(shape)
 
 
-_workspace = _Workspace()
+_take = _Workspace().take
 
 
 class MappingLayer(nn.Module):
@@ -114,7 +118,7 @@ class MappingLayer(nn.Module):
     def __init__(self, shape: MappingShape) -> None:
         super().__init__()
         self.shape = shape
-        inner = self._inner = shape.heads * shape.head_width
+        inner = shape.heads * shape.head_width
         self.to_query = nn.Linear(shape.width, inner)
         self.to_key = nn.Linear(shape.width, inner)
         self.to_value = nn.Linear(shape.width, inner)
@@ -158,41 +162,40 @@ class MappingLayer(nn.Module):
                 one = slice(i, i + 1)
                 scores[one] = self._score_chunk(queries, z[one, :length], mask[one, :length])
             return scores
-        step = max(1, _WEIGHTS_AT_A_TIME // (self.shape.heads * max(1, len(queries)) * z.shape[1]))
+        step = max(1, _WEIGHTS_AT_A_TIME // (self.shape.heads * min(len(queries), _CONCEPTS_AT_A_TIME) * z.shape[1]))
         for start in range(0, z.shape[0], step):
             chunk = slice(start, start + step)
             scores[chunk] = self._score_chunk(queries, z[chunk], mask[chunk])
         return scores
 
     def _score_chunk(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
-        heads, width, inner, size = self.shape.heads, self.shape.head_width, self._inner, self.shape.output
-        (batch, length, _), concepts = z.shape, len(queries)
-        rows, take = batch * heads, _workspace.take
+        heads, width, size, output = self.shape.heads, self.shape.head_width, self.shape.output, self.value_output
+        (batch, length, _), rows = z.shape, z.shape[0] * heads
+        k, v = self._by_head(self.to_key, z, "keys"), self._by_head(self.to_value, z, "values")
+        right = output.weight.t().expand(batch, -1, -1)
+        # W_v' is applied once per position, to the values, or once per concept, to the values it has gathered.
+        per_position = length * size < width * (length + size)
+        if per_position:
+            right = right.view(batch, heads, width, size).reshape(rows, width, size)
+            right = torch.bmm(v, right, out=_take("projected", (rows, length, size), z)).view(batch, -1, size)
+        scores = torch.empty(batch, len(queries), dtype=torch.float32, device=z.device)
+        for start in range(0, len(queries), _CONCEPTS_AT_A_TIME):
+            some = slice(start, start + _CONCEPTS_AT_A_TIME)
+            left = _attention(queries.query[..., some], k, mask)
+            if not per_position:
+                left = torch.bmm(v.transpose(1, 2), left, out=_take("gathered", (rows, width, left.shape[2]), z))
+            left = left.view(batch, -1, left.shape[2]).transpose(1, 2)
+            mapped = torch.baddbmm(output.bias, left, right, out=_take("mapped", (batch, left.shape[1], size), z))
+            norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min_(1e-8)
+            torch.div(mapped.mul_(queries.direction[some]).sum(dim=-1), norm, out=scores[:, some])
+        return scores
 
-        def by_head(layer: nn.Linear, name: str) -> Tensor:
-            states = take(name, (batch * length, inner), z)
-            torch.addmm(layer.bias, z.reshape(batch * length, -1), layer.weight.t(), out=states)
-            return states.view(batch, length, heads, width).transpose(1, 2).reshape(rows, length, width)
-
-        k, v = by_head(self.to_key, "k"), by_head(self.to_value, "v")
-        query = queries.query.expand(batch, -1, -1, -1).reshape(rows, width, concepts)
-        a = torch.bmm(k, query, out=take("a", (rows, length, concepts), z))
-        if not mask.all():
-            a.view(batch, heads, length, concepts).masked_fill_(~mask[:, None, :, None], -torch.inf)
-        torch.softmax(a, dim=1, out=a)
-        output = self.value_output.weight.t()
-        # W_v' [H·d, O] on the values of the prompt, or on those that each concept has gathered.
-        if length * size * (concepts + width) < concepts * width * (length + size):
-            output = output.view(heads, width, size).expand(batch, -1, -1, -1).reshape(rows, width, size)
-            left = a.view(batch, heads * length, concepts)
-            right = torch.bmm(v, output, out=take("u", (rows, length, size), z)).view(batch, heads * length, size)
-        else:
-            gathered = torch.bmm(v.transpose(1, 2), a, out=take("x", (rows, width, concepts), z))
-            left, right = gathered.view(batch, inner, concepts), output.expand(batch, -1, -1)
-        mapped = take("mapped", (batch, concepts, size), z)
-        torch.baddbmm(self.value_output.bias, left.transpose(1, 2), right, out=mapped)
-        norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min_(1e-8)
-        return mapped.mul_(queries.direction).sum(dim=-1).div_(norm)
+    def _by_head(self, layer: nn.Linear, z: Tensor, name: str) -> Tensor:
+        """``layer`` of z [B, L', D], split into heads: [B·H, L', d]."""
+        (batch, length, _), heads, width = z.shape, self.shape.heads, self.shape.head_width
+        states = _take(name, (batch * length, heads * width), z)
+        torch.addmm(layer.bias, z.reshape(batch * length, -1), layer.weight.t(), out=states)
+        return states.view(batch, length, heads, width).transpose(1, 2).reshape(batch * heads, length, width)
 
     @torch.inference_mode()
     def attribute(self, queries: ConceptQueries, z: Tensor, mask: Tensor, pooling: Tensor) -> Attribution:
@@ -210,6 +213,25 @@ class MappingLayer(nn.Module):
         bias = self.value_output.bias
         direction = queries.direction[0] / (parts.sum(0) + bias).norm().clamp_min(1e-8)
         return Attribution(parts @ direction, float(bias @ direction))
+
+
+def _attention(query: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q Kᵀ) over L', as [B·H, L', N], of queries [H, d, N] and keys [B·H, L', d] with mask [B, L']."""
+    (heads, width, concepts), (rows, length, _) = query.shape, k.shape
+    query = query.expand(rows // heads, -1, -1, -1).reshape(rows, width, concepts)
+    a = _take("attention", (rows, length, concepts), k)
+
+    def logits() -> Tensor:
+        torch.bmm(k, query, out=a)
+        if not mask.all():
+            a.view(-1, heads, length, concepts).masked_fill_(~mask[:, None, :, None], -torch.inf)
+        return a
+
+    total = logits().exp_().sum(dim=1, keepdim=True)
+    if bool(((total > 1 / _LARGEST_SUM) & (total < _LARGEST_SUM)).all()):
+        return a.div_(total)
+    # Rare: logits beyond those of a trained layer. softmax subtracts the largest first, and takes twice as long.
+    return torch.softmax(logits(), dim=1)
 
 
 def _lengths(mask: Tensor) -> list[int]:

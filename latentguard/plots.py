@@ -39,7 +39,7 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> N
 
 
 def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """ROC curves of several score lists, by name: (unsafe bool [n], scores [n]). The false-positive axis is logarithmic."""
+    """ROC curves of several score lists, by name: (unsafe bool [n], scores [n]); false positives on a log axis."""
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes = figure.subplots()
     for name, (unsafe, scores) in curves.items():

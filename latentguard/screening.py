@@ -53,8 +53,8 @@ def screen_file(
 ) -> ScreeningSummary:
     """Screen the prompts of ``path`` and write ``prompt, score, concept, blocked`` to ``output``, a row per input row.
 
-    The rows are in the order of the input. ``output`` is written under a temporary name and then renamed: it is whole or,
-    after an error or an interruption, what it was before.
+    The rows are in the order of the input. ``output`` is written under a temporary name and then renamed: it is whole
+    or, after an error or an interruption, what it was before.
 
     Raises:
         DataError: a file can't be read or written, or a row can't be used; the message names file, row and field.
@@ -65,7 +65,7 @@ def screen_file(
         raise DataError(f"{output}: is the input itself; give another name for the output")
     summary = ScreeningSummary()
     with open_writer(output, _COLUMNS) as writer:
-        for verdict in _verdicts(guard, path, column):
+        for verdict in _verdicts(guard, path, column, progress=True):
             summary.count(verdict)
             writer.write(
                 {
@@ -79,24 +79,30 @@ def screen_file(
 
 
 def print_verdicts(
-    guard: LatentGuard, path: str | Path, stream: TextIO = sys.stdout, *, column: str = "prompt"
+    guard: LatentGuard, path: str | Path, stream: TextIO | None = None, *, column: str = "prompt"
 ) -> ScreeningSummary:
-    """Screen the prompts of ``path`` and print a line for each; errors as :func:`screen_file`."""
+    """Screen the prompts of ``path`` and print a line for each, to standard output unless another stream is given.
+
+    Errors as :func:`screen_file`.
+    """
+    stream = sys.stdout if stream is None else stream
     width = shutil.get_terminal_size((120, 24)).columns
     colour = stream.isatty()
     room = max(_NARROWEST_PROMPT, width - 44)
     print(f"{'':7} {'score':>6}  {'nearest concept':<26}  prompt", file=stream)
     summary = ScreeningSummary()
-    for verdict in _verdicts(guard, Path(path), column):
+    # On a terminal the lines show the progress, and a bar would run into them.
+    for verdict in _verdicts(guard, Path(path), column, progress=not colour):
         summary.count(verdict)
         print(_line(verdict, room, colour), file=stream)
     print(f"\n{summary} (threshold {guard.policy.threshold:.2f})", file=stream)
     return summary
 
 
-def _verdicts(guard: LatentGuard, path: Path, column: str) -> Iterator[Verdict]:
+def _verdicts(guard: LatentGuard, path: Path, column: str, *, progress: bool) -> Iterator[Verdict]:
     prompts = (row.prompt for row in read_prompts(path, column=column))
-    bar = tqdm(total=count_prompts(path), desc="screening", unit="prompt", disable=None, leave=False)
+    hidden = None if progress else True  # None: shown where standard error is a terminal
+    bar = tqdm(total=count_prompts(path), desc="screening", unit="prompt", disable=hidden, leave=False)
     with bar:
         for verdict in guard.stream(prompts):
             bar.update()

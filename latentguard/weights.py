@@ -70,7 +70,7 @@ class Weights:
 
 
 def find_weights(name_or_dir: str | Path | None = None) -> Path:
-    """The folder that ``name_or_dir`` means: one of the shipped names, a folder, or a repository on the Hugging Face hub.
+    """The folder that ``name_or_dir`` means: one of the shipped names, a folder, or a repository on Hugging Face's hub.
 
     Raises:
         WeightsError: there is no such folder, name or repository.
@@ -97,7 +97,7 @@ def _download(hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=[_MODEL, _CONFIG, _CONCEPTS, _CARD]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{hub_id}: no such folder, nor can it be had from the Hugging Face hub ({reason})") from error
+        raise WeightsError(f"{hub_id}: no such folder, and not to be had from Hugging Face's hub ({reason})") from error
     if not (folder / _CONFIG).is_file():
         raise WeightsError(f"{hub_id}: no {_CONFIG} in that repository, so it holds no weights of this project")
     return folder
@@ -145,7 +145,11 @@ def load_weights(folder: str | Path) -> Weights:
 def save_weights(
     folder: str | Path, mapping: MappingLayer, config: WeightsConfig, concepts: Iterable[ConceptEntry], card: str
 ) -> Path:
-    """Write a weights folder. Each file is whole or absent, and ``config.json`` comes last: with it the folder counts."""
+    """Write a weights folder. Each file is whole or absent; ``config.json`` comes last, and with it the folder counts.
+
+    Raises:
+        DataError, WeightsError: the folder can't be made, or a file in it can't be written.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +221,8 @@ def import_official(
     card = (
         "# The published Latent Guard mapping layer\n\n"
         "Imported from the authors' `model_parameters.pth` (Liu et al., ECCV 2024, arXiv 2404.08031) with\n"
-        "`python -m latentguard import-official`. Attends over all positions of the encoder's window, padding included,\n"
-        f"as the published code does. Encoder: `{encoder}`. Threshold: {config.threshold}.\n"
+        "`python -m latentguard import-official`. Attends over all positions of the encoder's window, padding\n"
+        f"included, as the published code does. Encoder: `{encoder}`. Threshold: {config.threshold}.\n"
     )
     return save_weights(folder, mapping, config, concepts, card)
 

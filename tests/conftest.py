@@ -46,6 +46,13 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Hugging
     return save_tiny_weights(tmp_path_factory.mktemp("weights"), tiny_encoder.name)
 
 
+@pytest.fixture(scope="session")
+def embedded_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder for the embedded encoder, which a process loads fastest; not to be changed by a test."""
+    width = EmbeddedEncoder().width
+    return save_tiny_weights(tmp_path_factory.mktemp("weights"), "minilm-l6", mapping=random_mapping(width))
+
+
 @pytest.fixture
 def tiny_guard(tiny_encoder: HuggingFaceEncoder) -> LatentGuard:
     """A guard on `tiny_encoder` with a bank that a test may change."""

@@ -236,7 +236,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(tmp_path: Path, mon
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused_in_one_line() -> None:
-    with pytest.raises(WeightsError, match=r"^nobody/nothing: no such folder, nor can it be had") as caught:
+    with pytest.raises(WeightsError, match=r"^nobody/nothing: no such folder, and not to be had") as caught:
         find_weights("nobody/nothing")
     assert "\n" not in str(caught.value)
 

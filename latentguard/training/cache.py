@@ -120,6 +120,11 @@ class TokenStateCache:
             missing = sum(text not in self for text in texts)
             raise DataError(f"{self.folder}: {missing} of {len(texts)} texts are not in the cache") from None
 
+    def lengths(self, entries: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many states each entry has [len(entries)], the pooled one included."""
+        lengths: NDArray[np.int64] = self._rows[np.asarray(entries, dtype=np.int64)].astype(np.int64)
+        return lengths
+
     def gather(
         self,
         entries: Sequence[int] | NDArray[np.int64],

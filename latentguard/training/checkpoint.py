@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from latentguard.errors import DataError
@@ -47,7 +47,7 @@ def save_checkpoint(
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
     with atomic_path(path) as temporary:
-        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, str(temporary), metadata=described)
+        temporary.write_bytes(save({k: v.detach().cpu().clone() for k, v in tensors.items()}, metadata=described))
 
 
 def load_checkpoint(

@@ -32,7 +32,7 @@ _CHECKPOINT = "checkpoint.safetensors"
 _METRICS = "metrics.json"
 _HELD_OUT_NEGATIVES = 0.05
 _MOST_HELD_OUT_NEGATIVES = 1_000
-_SCORED_AT_A_TIME = 128
+_SCORED_AT_A_TIME = 48
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class TrainingArguments:
         negatives_per_batch: further harmless prompts in a batch.
         learning_rate: the highest; reached after ``warmup``, a share of all steps, then falling as a cosine to 0.
         weight_decay: AdamW's.
-        noise: standard deviation of the noise added to states and concepts, as a share of their own.
         averaging: the decay of the running average of the weights; the average is what is evaluated and kept.
         held_out: the share of the concepts kept out of training, to stop by.
         evaluate_every: steps between evaluations on the held-out concepts; a checkpoint is written at each.
@@ -59,7 +58,6 @@ class TrainingArguments:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
-    noise: float = 0.0
     averaging: float = 0.98
     held_out: float = 0.1
     evaluate_every: int = 100
@@ -190,15 +188,9 @@ class Trainer:
             seed=arguments.seed,
             step=step,
         )
-        z, mask = self.cache.gather(np.concatenate([batch.unsafe, batch.harmless]), device=self.device)
         embeddings = self.embeddings[torch.from_numpy(batch.concepts).to(self.device)]
-        if arguments.noise:
-            generator = torch.Generator(self.device).manual_seed(hash((arguments.seed, step)) % (1 << 62))
-            z = _noisy(z, arguments.noise, generator)
-            embeddings = _noisy(embeddings, arguments.noise, generator)
-        with self._autocast():
-            scores = mapping(embeddings, z, mask)
-        loss = two_way_contrastive(scores.float(), rejection)
+        scores = self._scores(mapping, embeddings, np.concatenate([batch.unsafe, batch.harmless]))
+        loss = two_way_contrastive(scores, rejection)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -210,19 +202,25 @@ class Trainer:
                 average[name].lerp_(tensor, weight)
         return loss.detach()
 
+    def _scores(self, mapping: MappingLayer, embeddings: Tensor, entries: Places) -> Tensor:
+        """Scores [P, C] of cached prompts, computed in groups of like length: a few long prompts would pad them all."""
+        by_length = np.argsort(self.cache.lengths(entries), kind="stable")
+        parts = []
+        for start in range(0, len(entries), _SCORED_AT_A_TIME):
+            z, mask = self.cache.gather(entries[by_length[start : start + _SCORED_AT_A_TIME]], device=self.device)
+            with self._autocast():
+                parts.append(mapping(embeddings, z, mask).float())
+        back = torch.from_numpy(np.argsort(by_length)).to(self.device)
+        return torch.cat(parts)[back]
+
     def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
         """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone."""
         mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
         mapping.load_state_dict(state)
         mapping.eval()
-        scores: list[np.ndarray] = []
         with torch.no_grad():
-            for start in range(0, len(self.held_out.prompts), _SCORED_AT_A_TIME):
-                z, mask = self.cache.gather(
-                    self.held_out.prompts[start : start + _SCORED_AT_A_TIME], device=self.device
-                )
-                scores.append(mapping(self.held_out.embeddings, z, mask).amax(dim=1).cpu().numpy())
-        score, unsafe, twin = np.concatenate(scores), self.held_out.unsafe, self.held_out.twin
+            score = self._scores(mapping, self.held_out.embeddings, self.held_out.prompts).amax(dim=1).cpu().numpy()
+        unsafe, twin = self.held_out.unsafe, self.held_out.twin
         against_twins = unsafe | twin
         ordinary = ~twin
         return {
@@ -264,11 +262,6 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _noisy(states: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(states.shape, generator=generator, device=states.device, dtype=states.dtype)
-    return states + noise * states.std(dim=-1, keepdim=True) * drawn
 
 
 def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:

@@ -1,0 +1,137 @@
+"""Screening a file: one row out for each row in, in order, whatever the formats."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from models import LONG_PROMPT, PROMPTS
+from tables import read_rows, write_prompts
+
+from latentguard import DataError, LatentGuard, Policy
+from latentguard.screening import ScreeningSummary, print_verdicts, screen_file
+
+SCREENED = [*PROMPTS, LONG_PROMPT, PROMPTS[0], 'n\u0430ked, "quoted"', "n a k e d"]
+
+
+@pytest.fixture
+def guard(tiny_guard: LatentGuard) -> LatentGuard:
+    """Blocks about half of the prompts."""
+    scores = sorted(tiny_guard.score(SCREENED))
+    tiny_guard.policy = Policy(float(scores[len(scores) // 2]) + 1e-3)
+    return tiny_guard
+
+
+@pytest.mark.parametrize("output", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("source", [".txt", ".csv", ".jsonl", ".parquet"])
+def test_every_prompt_has_its_row_in_order(guard: LatentGuard, tmp_path: Path, source: str, output: str) -> None:
+    path = write_prompts(tmp_path / f"prompts{source}", SCREENED)
+    screen_file(guard, path, tmp_path / f"verdicts{output}")
+    rows = read_rows(tmp_path / f"verdicts{output}")
+    verdicts = guard.check_batch(SCREENED)
+    assert [list(row) for row in rows] == [["prompt", "score", "concept", "blocked"]] * len(SCREENED)
+    assert [row["prompt"] for row in rows] == SCREENED
+    assert [row["score"] for row in rows] == [verdict.score for verdict in verdicts]
+    assert [row["concept"] for row in rows] == [verdict.concept for verdict in verdicts]
+    assert [row["blocked"] for row in rows] == [verdict.blocked for verdict in verdicts]
+    assert {row["blocked"] for row in rows} == {True, False}
+
+
+def test_a_prompt_of_several_lines_is_one_row(guard: LatentGuard, tmp_path: Path) -> None:
+    prompts = ["a red wine\non the table", "sunset\r\n", "knight"]
+    screen_file(guard, write_prompts(tmp_path / "in.csv", prompts), tmp_path / "out.csv")
+    assert [row["prompt"] for row in read_rows(tmp_path / "out.csv")] == prompts
+
+
+def test_more_prompts_than_are_held_at_once_keep_their_order(guard: LatentGuard, tmp_path: Path) -> None:
+    prompts = [f"knight {number}" for number in range(1_100)]
+    summary = screen_file(guard, write_prompts(tmp_path / "in.txt", prompts), tmp_path / "out.jsonl")
+    assert summary.prompts == 1_100
+    assert [row["prompt"] for row in read_rows(tmp_path / "out.jsonl")] == prompts
+
+
+def test_the_prompts_can_stand_in_another_column(guard: LatentGuard, tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "in.csv", PROMPTS, column="caption")
+    screen_file(guard, path, tmp_path / "out.csv", column="caption")
+    assert [row["prompt"] for row in read_rows(tmp_path / "out.csv")] == list(PROMPTS)
+
+
+def test_the_summary_counts_what_was_decided(guard: LatentGuard, tmp_path: Path) -> None:
+    guard.policy = Policy(guard.policy.threshold, flag_margin=0.5)
+    verdicts = guard.check_batch(SCREENED)
+    summary = screen_file(guard, write_prompts(tmp_path / "in.txt", SCREENED), tmp_path / "out.csv")
+    assert summary.prompts == len(SCREENED)
+    assert summary.blocked == sum(verdict.blocked for verdict in verdicts) == sum(summary.by_category.values())
+    assert summary.flagged == sum(verdict.decision == "flag" for verdict in verdicts)
+
+
+def test_the_summary_reads_as_one_line() -> None:
+    summary = ScreeningSummary(1_200, 30, 4, {"hate": 9, "sexual": 21})
+    assert str(summary) == "1,200 prompts: 30 blocked (sexual 21, hate 9), 4 flagged, 1,166 allowed"
+
+
+def test_the_input_is_never_its_own_output(guard: LatentGuard, tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "in.csv", PROMPTS)
+    before = path.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(path)
+    for output in (path, link, tmp_path / ".." / tmp_path.name / "in.csv"):
+        with pytest.raises(DataError, match="is the input itself"):
+            screen_file(guard, path, output)
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_was_there_is_replaced_when_all_is_well(guard: LatentGuard, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    output.write_text("old")
+    screen_file(guard, write_prompts(tmp_path / "in.txt", PROMPTS), output)
+    assert len(read_rows(output)) == len(PROMPTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.csv"]
+
+
+def test_an_error_in_the_last_row_leaves_the_old_output(guard: LatentGuard, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    output.write_text("old")
+    path = write_prompts(tmp_path / "in.jsonl", ["sunset"] * 700 + [""])
+    with pytest.raises(DataError, match=r"in\.jsonl: line 701: field 'prompt' is empty"):
+        screen_file(guard, path, output)
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
+
+
+# --- printed
+
+
+def printed(guard: LatentGuard, path: Path) -> list[str]:
+    stream = io.StringIO()
+    print_verdicts(guard, path, stream)
+    return stream.getvalue().splitlines()
+
+
+def test_every_prompt_has_its_printed_line(guard: LatentGuard, tmp_path: Path) -> None:
+    _, *lines, blank, summary = printed(guard, write_prompts(tmp_path / "in.txt", PROMPTS))
+    for line, verdict in zip(lines, guard.check_batch(PROMPTS), strict=True):
+        assert line.split()[:2] == ["BLOCKED" if verdict.blocked else "allowed", f"{verdict.score:.2f}"]
+        assert verdict.concept in line
+        assert line.endswith(verdict.prompt)
+    assert blank == ""
+    assert summary.startswith(f"{len(PROMPTS)} prompts: ")
+    assert summary.endswith(f"(threshold {guard.policy.threshold:.2f})")
+
+
+def test_a_prompt_cannot_steer_the_terminal(guard: LatentGuard, tmp_path: Path) -> None:
+    prompts = ["red \x1b[2J\x1b]0;title\x07 wine", "red\u202ewine\u2028city", "red\rwine\x9b1m"]
+    lines = printed(guard, write_prompts(tmp_path / "in.jsonl", prompts))
+    assert len(lines) == len(prompts) + 3
+    assert all(line.isprintable() for line in lines)
+
+
+def test_long_prompts_and_concepts_are_shortened_to_the_lines_width(
+    guard: LatentGuard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    guard.concepts.add("the old city in the garden on the old bridge", threshold=-100)
+    line = printed(guard, write_prompts(tmp_path / "in.txt", [LONG_PROMPT]))[1]
+    assert len(line) <= 100
+    assert line.count("…") == 2
