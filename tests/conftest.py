@@ -10,12 +10,17 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 from models import CONCEPTS, load_bert, random_mapping, save_bert, save_tiny_weights
 
 from latentguard import LatentGuard, Policy
 from latentguard.encoders.embedded import EmbeddedEncoder
 from latentguard.encoders.huggingface import HuggingFaceEncoder
 from latentguard.shipped import shipped_path
+
+# The first example of a test pays for what is loaded at first use, and a busy machine for its neighbours.
+settings.register_profile("latentguard", deadline=None)
+settings.load_profile("latentguard")
 
 
 @pytest.fixture(scope="session", autouse=True)

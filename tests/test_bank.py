@@ -34,7 +34,7 @@ def contents(bank: ConceptBank) -> tuple[Any, ...]:
     return now.concepts, *(tensor.numpy().tobytes() for tensor in tensors)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), data=st.data())
 def test_adding_and_then_removing_changes_no_score_by_a_single_bit(
     tiny_guard: LatentGuard, names: list[str], data: st.DataObject

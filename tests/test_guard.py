@@ -67,7 +67,7 @@ def test_with_the_embedded_encoder_a_batch_equals_one_by_one_bit_for_bit(default
     assert default_guard.score(prompts).tolist() == [default_guard.check(prompt).score for prompt in prompts]
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join), min_size=1, max_size=8))
 def test_verdicts_come_in_the_order_of_the_prompts(tiny_guard: LatentGuard, prompts: list[str]) -> None:
     verdicts = tiny_guard.check_batch(prompts)
@@ -143,7 +143,7 @@ def test_harm_behind_the_first_window_counts_as_much_as_alone(guard_name: str, r
     assert guard.check(long).score >= guard.check(tail).score - CLOSE
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 79), total=st.integers(80, 120))
 def test_a_window_anywhere_in_a_prompt_counts(tiny_guard: LatentGuard, place: int, total: int) -> None:
     words = ["sunset"] * total

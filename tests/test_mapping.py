@@ -59,6 +59,14 @@ def test_the_fast_score_is_the_plain_formula(
         torch.testing.assert_close(mapping._score_chunk(queries, z, mask), plain, atol=1e-4, rtol=0)
 
 
+def test_a_bank_larger_than_what_is_compared_at_a_time_is_scored_whole() -> None:
+    mapping, embeddings = layer(), concepts(1_600)
+    z, mask = with_pooled(states([3, 8]))
+    with torch.no_grad():
+        plain = mapping(embeddings, z, mask)
+    torch.testing.assert_close(mapping.score(mapping.queries(embeddings), z, mask), plain, atol=1e-4, rtol=0)
+
+
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 1000))
 def test_any_position_can_be_left_out(mask: list[bool], seed: int) -> None:
     mapping = layer()

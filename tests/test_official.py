@@ -159,7 +159,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (proof,)
 
-    for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+    for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))):
         path = tmp_path / "model_parameters.pth"
         write({"tempr": Malice()}, path)
         with pytest.raises(WeightsError, match="tensors and nothing else"):

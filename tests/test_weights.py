@@ -142,9 +142,7 @@ def test_a_config_whose_fields_cannot_be_used_is_refused(folder: Path, fields: d
     assert "config.json: can't be used" in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "shape", [{"width": 48}, {"heads": 2}, {"output": 128}, {"width": -1}, {"width": 10**12}]
-)
+@pytest.mark.parametrize("shape", [{"width": 48}, {"heads": 2}, {"output": 128}, {"width": -1}, {"width": 10**12}])
 def test_a_layer_of_other_sizes_than_the_config_says_is_refused(folder: Path, shape: dict[str, int]) -> None:
     change_config(folder, shape={"width": 32, "heads": 4, "head_width": 8, "output": 16} | shape)
     assert "the tensors don't fit the layer" in refusal(folder)

@@ -117,8 +117,6 @@ def _onnx_forward(precision: Literal["int8", "fp32"], threads: int) -> Forward:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # x86 processors without the VNNI instructions overflow in sums of 8-bit products unless told to take care.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     # Threads that wait for the next prompt must not take the cores from PyTorch, which scores this one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(_graph(precision), options, providers=["CPUExecutionProvider"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -95,7 +96,7 @@ class TrainingRun:
         config = WeightsConfig(
             encoder=encoder.name,
             shape=result.mapping.shape,
-            threshold=round(threshold, 4),
+            threshold=math.ceil(threshold * 1e4) / 1e4,  # upwards, so that no more are blocked
             training={
                 "command": self.command,
                 "data": {path.name: _sha256(path) for path in self._files()},

@@ -1,0 +1,69 @@
+"""From a prompt's text to its verdict: ``LatentGuard.check`` and ``check_batch`` against the published pipeline."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.made_up import guard_of, prompt_of, prompts
+from benchmarks.reference import TOKENS, PublishedPipeline
+from benchmarks.report import Figure
+from benchmarks.settings import WANTED_AT, Settings
+from benchmarks.timing import Call, interleaved
+from latentguard.encoders import load_encoder
+from latentguard.encoders.base import Precision
+
+_SHORT = 20
+
+
+def check(settings: Settings) -> list[Figure]:
+    """One prompt at a time, in ms: for short and full-length prompts, 8-bit and float32 encoder, by bank size."""
+    pipeline = PublishedPipeline(settings.tower)
+    precisions: tuple[Precision, ...] = ("int8", "fp32")
+    encoders = {name: load_encoder(device="cpu", precision=name, threads=settings.threads) for name in precisions}
+    figures = []
+    for count in settings.concepts:
+        calls = {"reference": Call(pipeline.checker(count))}
+        for precision, encoder in encoders.items():
+            guard = guard_of(encoder, count)
+            for tokens in (_SHORT, TOKENS):
+                name = f"{tokens} tokens, {count:,} concepts, {precision}"
+                calls[name] = Call(partial(guard.check, prompt_of(encoder, tokens)), settings.calls_at(count))
+        times = interleaved(calls, settings.rounds_at(count))
+        reference = times.pop("reference").median
+        figures += [
+            Figure(
+                "check",
+                name,
+                taken.median * 1e3,
+                "ms",
+                reference * 1e3,
+                taken.p99 * 1e3,
+                wanted_ratio=100 if count == WANTED_AT and name.endswith("int8") else None,
+            )
+            for name, taken in times.items()
+        ]
+    return figures
+
+
+def check_batch(settings: Settings) -> list[Figure]:
+    """Many prompts in one call, in prompts per second, by bank size; the published pipeline takes them one by one."""
+    pipeline = PublishedPipeline(settings.tower)
+    encoder = load_encoder(device="cpu", threads=settings.threads)
+    batch = prompts(settings.prompts)
+    figures = []
+    for count in settings.concepts:
+        guard = guard_of(encoder, count)
+        times = interleaved(
+            {"reference": Call(pipeline.checker(count)), "batch": Call(partial(guard.check_batch, batch))},
+            rounds=2,
+        )
+        figures.append(
+            Figure(
+                "check_batch",
+                f"{len(batch):,} prompts, {count:,} concepts",
+                len(batch) / times["batch"].median,
+                "prompts/s",
+                1 / times["reference"].median,
+            )
+        )
+    return figures
