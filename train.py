@@ -1,4 +1,4 @@
-"""Train a mapping layer: ``python train.py --data PATH... --output DIR --calibrate FILE``; ``--help`` tells the rest."""
+"""Train a mapping layer: ``python train.py --data PATH... --output DIR``; ``--help`` tells the rest."""
 
 import sys
 

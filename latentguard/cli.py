@@ -256,6 +256,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         ("negatives-per-batch", int),
         ("learning-rate", float),
         ("weight-decay", float),
+        ("mentions", int),
+        ("token-dropout", float),
         ("averaging", float),
         ("held-out", float),
         ("evaluate-every", int),

@@ -228,7 +228,8 @@ def _attention(query: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         return a
 
     total = logits().exp_().sum(dim=1, keepdim=True)
-    if bool(((total > 1 / _LARGEST_SUM) & (total < _LARGEST_SUM)).all()):
+    least, most = torch.aminmax(total)
+    if float(least) > 1 / _LARGEST_SUM and float(most) < _LARGEST_SUM:
         return a.div_(total)
     # Rare: logits beyond those of a trained layer. softmax subtracts the largest first, and takes twice as long.
     return torch.softmax(logits(), dim=1)

@@ -41,8 +41,9 @@ def load_encoder(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise EncoderError(f"{device}: not a device that PyTorch knows") from error
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+        raise EncoderError(f"{device}: not a device that PyTorch can use here") from error
     chosen = _precision(name, precision)
     kind, _, place = name.partition(":")
     if kind == "hf" and place:

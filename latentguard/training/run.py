@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +105,9 @@ class TrainingRun:
                 "negatives": len(negatives),
                 "held_out_concepts": result.best,
                 "calibration": {
-                    "source": "harmless prompts held out of training" if self.calibrate is None else self.calibrate.name,
+                    "source": "harmless prompts held out of training"
+                    if self.calibrate is None
+                    else self.calibrate.name,
                     "prompts": len(harmless),
                     "false_positive_rate": self.false_positive_rate,
                 },
@@ -148,7 +150,8 @@ def _card(config: WeightsConfig) -> str:
     return f"""# A mapping layer for `{config.encoder}`
 
 Trained by latentguard with the two-way contrastive loss of Latent Guard (Liu et al., ECCV 2024, arXiv 2404.08031) on
-{pairs["pairs"]:,} pairs of an unsafe prompt and its safe twin and {training["negatives"]:,} harmless prompts. Apache-2.0.
+{pairs["pairs"]:,} pairs of an unsafe prompt and its safe twin and {training["negatives"]:,} harmless prompts.
+Licence: Apache-2.0.
 
 ## How it was made
 
@@ -162,9 +165,10 @@ From these files:
 
 Recipe: `{json.dumps(training["recipe"])}`
 
-The concepts held out of training, by which it was stopped: AUC {held_out["auc"]:.3f} against all harmless prompts,
-{held_out["auc_twins"]:.3f} against the unsafe prompts' safe twins, {held_out["auc_ordinary"]:.3f} against ordinary prompts.
+The concepts held out of training, by which it was stopped: AUC {held_out["auc"]:.3f} against all harmless
+prompts, {held_out["auc_twins"]:.3f} against the unsafe prompts' safe twins, {held_out["auc_ordinary"]:.3f} against
+ordinary prompts.
 
-The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.1%} of harmless prompts like the
-{calibration["prompts"]:,} of {calibration["source"]} be blocked (split conformal calibration).
+The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.1%} of harmless prompts like
+the {calibration["prompts"]:,} of {calibration["source"]} be blocked (split conformal calibration).
 """

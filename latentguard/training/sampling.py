@@ -46,16 +46,24 @@ def tabulate(pairs: Sequence[TrainingPair], places: dict[str, int]) -> PairTable
 
 @dataclass(frozen=True)
 class Batch:
-    """C different concepts, an unsafe prompt of each in the same order, and harmless prompts."""
+    """C different concepts, an unsafe prompt of each in the same order, T safe twins of theirs, further negatives.
+
+    ``twin_of`` [T] says of each twin which of the batch's concepts it belongs to.
+    """
 
     concepts: Places
     unsafe: Places
-    harmless: Places
+    twins: Places
+    twin_of: Places
+    negatives: Places
+
+    @property
+    def prompts(self) -> Places:
+        """All prompts in the order in which the loss takes them."""
+        return np.concatenate([self.unsafe, self.twins, self.negatives])
 
 
-def draw_batch(
-    table: PairTable, negatives: Places, *, concepts: int, harmless: int, seed: int, step: int
-) -> Batch:
+def draw_batch(table: PairTable, negatives: Places, *, concepts: int, harmless: int, seed: int, step: int) -> Batch:
     """The batch of a step: ``concepts`` concepts, their unsafe prompts and safe twins, ``harmless`` further negatives.
 
     A concept's prompt is drawn evenly among its own, so that concepts with many prompts don't count more.
@@ -65,5 +73,10 @@ def draw_batch(
     first, after = table.starts[chosen], table.starts[chosen + 1]
     rows = first + (rng.random(len(chosen)) * (after - first)).astype(np.int64)
     twins = table.safe[rows]
-    others = rng.choice(negatives, size=min(harmless, len(negatives)), replace=False)
-    return Batch(chosen.astype(np.int64), table.unsafe[rows], np.concatenate([twins[twins >= 0], others]))
+    return Batch(
+        concepts=chosen.astype(np.int64),
+        unsafe=table.unsafe[rows],
+        twins=twins[twins >= 0],
+        twin_of=np.flatnonzero(twins >= 0).astype(np.int64),
+        negatives=rng.choice(negatives, size=min(harmless, len(negatives)), replace=False),
+    )

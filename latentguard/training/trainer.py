@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from latentguard.mapping import MappingLayer, MappingShape
 from latentguard.normalize import normalize
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from latentguard.training.concept_names import NameMatcher
 from latentguard.training.losses import two_way_contrastive
+from latentguard.training.mentions import mention
 from latentguard.training.pairs import TrainingPair, split_concepts
-from latentguard.training.sampling import PairTable, Places, draw_batch, tabulate
+from latentguard.training.sampling import Batch, PairTable, Places, draw_batch, tabulate
 
 _CHECKPOINT = "checkpoint.safetensors"
 _METRICS = "metrics.json"
@@ -45,6 +48,8 @@ class TrainingArguments:
         negatives_per_batch: further harmless prompts in a batch.
         learning_rate: the highest; reached after ``warmup``, a share of all steps, then falling as a cosine to 0.
         weight_decay: AdamW's.
+        mentions: pairs made for each concept by setting its name into harmless prompts; see ``training.mentions``.
+        token_dropout: the share of a prompt's token states left out at random in a step.
         averaging: the decay of the running average of the weights; the average is what is evaluated and kept.
         held_out: the share of the concepts kept out of training, to stop by.
         evaluate_every: steps between evaluations on the held-out concepts; a checkpoint is written at each.
@@ -52,16 +57,18 @@ class TrainingArguments:
         seed: of the weights and the batches.
     """
 
-    epochs: int = 6
+    epochs: int = 4
     concepts_per_batch: int = 64
-    negatives_per_batch: int = 128
+    negatives_per_batch: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
+    mentions: int = 10
+    token_dropout: float = 0.1
     averaging: float = 0.98
-    held_out: float = 0.1
+    held_out: float = 0.05
     evaluate_every: int = 100
-    patience: int = 5
+    patience: int = 8
     seed: int = 0
 
 
@@ -109,23 +116,28 @@ class Trainer:
         train, held_out = split_concepts(pairs, held_out=arguments.held_out, seed=arguments.seed)
         if not train or not held_out:
             raise DataError("too few concepts to train on some and hold others out")
-        texts = [text for pair in pairs for text in (pair.unsafe, pair.safe) if text is not None]
-        normalized = {text: normalize(text) for text in [*texts, *negatives]}
+        negatives = random.Random(arguments.seed).sample(list(negatives), len(negatives))
+        kept_back = min(_MOST_HELD_OUT_NEGATIVES, int(len(negatives) * _HELD_OUT_NEGATIVES))
+        kept, negatives = negatives[:kept_back], negatives[kept_back:]
+        train, held_out = (
+            side + _mentions(side, harmless, arguments) for side, harmless in ((train, negatives), (held_out, kept))
+        )
+        names = NameMatcher(concepts := sorted({pair.concept for pair in train}))
+        train = [_without_naming_twin(pair, names, concepts) for pair in train]
+        texts = [text for pair in [*train, *held_out] for text in (pair.unsafe, pair.safe) if text is not None]
+        normalized = {text: normalize(text) for text in [*texts, *negatives, *kept]}
         self._texts = hashlib.sha256("\0".join(normalized).encode("utf-8", "surrogatepass")).hexdigest()
         cache.fill(list(dict.fromkeys(normalized.values())))
         entries = cache.positions(list(normalized.values())).tolist()
         places = dict(zip(normalized, entries, strict=True))
+        self._named = {place: list(names.find(text)) for text, place in places.items()}
         self.table = tabulate(train, places)
         self.embeddings = _embed(encoder, self.table.concepts).to(device)
-        rows = np.array([places[text] for text in negatives], dtype=np.int64)
-        rows = np.random.default_rng(arguments.seed).permutation(rows)
-        kept_back = min(_MOST_HELD_OUT_NEGATIVES, int(len(rows) * _HELD_OUT_NEGATIVES))
-        self.negatives = rows[kept_back:]
-        back = {place: text for text, place in places.items()}
-        twins = [pair.safe for pair in held_out if pair.safe is not None]
+        self.negatives = np.array([places[text] for text in negatives], dtype=np.int64)
         # Harmless prompts that training doesn't see: of the negatives where there are any, else the safe twins.
-        self.held_out_harmless = [back[row] for row in rows[:kept_back].tolist()] or twins
-        self.held_out = _held_out(encoder, tabulate(held_out, places), rows[:kept_back], device)
+        self.held_out_harmless = kept or [pair.safe for pair in held_out if pair.safe is not None]
+        kept_places = np.array([places[text] for text in kept], dtype=np.int64)
+        self.held_out = _held_out(encoder, tabulate(held_out, places), kept_places, device)
         self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
 
     def train(self, *, resume: bool = False) -> TrainingResult:
@@ -172,7 +184,7 @@ class Trainer:
         self,
         mapping: MappingLayer,
         rejection: Tensor,
-        parameters: dict[str, Tensor],
+        parameters: Mapping[str, Tensor],
         average: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         step: int,
@@ -188,9 +200,11 @@ class Trainer:
             seed=arguments.seed,
             step=step,
         )
-        embeddings = self.embeddings[torch.from_numpy(batch.concepts).to(self.device)]
-        scores = self._scores(mapping, embeddings, np.concatenate([batch.unsafe, batch.harmless]))
-        loss = two_way_contrastive(scores, rejection)
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
+        scores = self._scores(mapping, self.embeddings[self._moved(batch.concepts)], batch.prompts, generator)
+        loss = two_way_contrastive(
+            scores, rejection, twin_of=self._moved(batch.twin_of), ignored=self._moved(self._naming_others(batch))
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -202,16 +216,36 @@ class Trainer:
                 average[name].lerp_(tensor, weight)
         return loss.detach()
 
-    def _scores(self, mapping: MappingLayer, embeddings: Tensor, entries: Places) -> Tensor:
-        """Scores [P, C] of cached prompts, computed in groups of like length: a few long prompts would pad them all."""
+    def _moved(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _naming_others(self, batch: Batch) -> np.ndarray:
+        """Which prompts name which concepts [P, C], bool, but for the unsafe prompts and their own."""
+        column = {concept: place for place, concept in enumerate(batch.concepts.tolist())}
+        naming = np.zeros((len(batch.prompts), len(column)), dtype=bool)
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            naming[row, [column[concept] for concept in self._named[prompt] if concept in column]] = True
+        np.fill_diagonal(naming, False)
+        return naming
+
+    def _scores(
+        self, mapping: MappingLayer, embeddings: Tensor, entries: Places, dropping: torch.Generator | None = None
+    ) -> Tensor:
+        """Scores [P, C] of cached prompts, computed in groups of like length: a few long prompts would pad them all.
+
+        With ``dropping``, a share of the token states is left out of each prompt, by that generator.
+        """
         by_length = np.argsort(self.cache.lengths(entries), kind="stable")
         parts = []
         for start in range(0, len(entries), _SCORED_AT_A_TIME):
             z, mask = self.cache.gather(entries[by_length[start : start + _SCORED_AT_A_TIME]], device=self.device)
+            if dropping is not None:
+                kept = torch.rand(mask.shape, generator=dropping) >= self.arguments.token_dropout
+                kept[:, 0] = True  # the pooled state
+                mask = mask & kept.to(self.device)
             with self._autocast():
                 parts.append(mapping(embeddings, z, mask).float())
-        back = torch.from_numpy(np.argsort(by_length)).to(self.device)
-        return torch.cat(parts)[back]
+        return torch.cat(parts)[self._moved(np.argsort(by_length))]
 
     def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
         """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone."""
@@ -226,7 +260,9 @@ class Trainer:
         return {
             "auc": float(roc_auc_score(unsafe, score)),
             "auc_twins": float(roc_auc_score(unsafe[against_twins], score[against_twins])),
-            "auc_ordinary": float(roc_auc_score(unsafe[ordinary], score[ordinary])) if (ordinary & ~unsafe).any() else 0.0,
+            "auc_ordinary": float(roc_auc_score(unsafe[ordinary], score[ordinary]))
+            if (ordinary & ~unsafe).any()
+            else 0.0,
         }
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -253,7 +289,9 @@ class Trainer:
 
     def _write_metrics(self, history: list[dict[str, float]]) -> None:
         with atomic_path(self.output / _METRICS) as temporary:
-            temporary.write_text(json.dumps({"recipe": asdict(self.arguments), "evaluations": history}, indent=1) + "\n")
+            temporary.write_text(
+                json.dumps({"recipe": asdict(self.arguments), "evaluations": history}, indent=1) + "\n"
+            )
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
@@ -262,6 +300,26 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _mentions(
+    pairs: Sequence[TrainingPair], harmless: Sequence[str], arguments: TrainingArguments
+) -> list[TrainingPair]:
+    """Pairs that mention the concepts of ``pairs``, half of them in harmless prompts, half in other concepts' twins."""
+    concepts = {pair.concept for pair in pairs}
+    twins = sorted({pair.safe for pair in pairs if pair.safe is not None})
+    in_twins = arguments.mentions // 2
+    return [
+        *mention(concepts, twins, per_concept=in_twins, seed=arguments.seed),
+        *mention(concepts, harmless, per_concept=arguments.mentions - in_twins, seed=arguments.seed + 1),
+    ]
+
+
+def _without_naming_twin(pair: TrainingPair, names: NameMatcher, concepts: Sequence[str]) -> TrainingPair:
+    """``pair``, without its safe twin if that names the concept too: the layer is asked whether a concept is there."""
+    if pair.safe is None or pair.concept not in {concepts[index] for index in names.find(pair.safe)}:
+        return pair
+    return replace(pair, safe=None)
 
 
 def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:

@@ -8,18 +8,25 @@ from torch.nn import functional as F
 
 from latentguard.training.losses import two_way_contrastive
 
-CONCEPTS, HARMLESS = 3, 2
+CONCEPTS, TWINS, OTHERS = 3, 2, 2
+PROMPTS = CONCEPTS + TWINS + OTHERS
+TWIN_OF = torch.tensor([0, 2])
+NOTHING = torch.zeros(PROMPTS, CONCEPTS, dtype=torch.bool)
 
 
 def scores(own: float, other: float, harmless: float) -> torch.Tensor:
-    """Scores of three unsafe prompts and two harmless ones against three concepts."""
+    """Scores of three unsafe prompts and four harmless ones against three concepts."""
     unsafe = torch.full((CONCEPTS, CONCEPTS), float(other))
     unsafe.fill_diagonal_(own)
-    return torch.cat([unsafe, torch.full((HARMLESS, CONCEPTS), float(harmless))])
+    return torch.cat([unsafe, torch.full((TWINS + OTHERS, CONCEPTS), float(harmless))])
 
 
-def loss(own: float, other: float, harmless: float, rejection: float = 0.0) -> float:
-    return float(two_way_contrastive(scores(own, other, harmless), torch.tensor(rejection)))
+def loss_of(given: torch.Tensor, rejection: float = 0.0, ignored: torch.Tensor = NOTHING) -> float:
+    return float(two_way_contrastive(given, torch.tensor(rejection), twin_of=TWIN_OF, ignored=ignored))
+
+
+def loss(own: float, other: float, harmless: float) -> float:
+    return loss_of(scores(own, other, harmless))
 
 
 def test_a_prompt_nearer_to_its_own_concept_costs_less() -> None:
@@ -42,18 +49,36 @@ def test_perfect_scores_cost_next_to_nothing() -> None:
     assert loss(30, -30, -30) == pytest.approx(0, abs=1e-6)
 
 
-def test_it_is_the_sum_of_the_cross_entropies_of_the_paper_and_of_rejection() -> None:
+def test_a_twin_that_comes_near_its_own_prompt_costs_more_than_one_near_another() -> None:
+    own, other = scores(9, 1, -5), scores(9, 1, -5)
+    own[CONCEPTS, 0] = 8  # the twin of concept 0
+    other[CONCEPTS, 1] = 8
+    assert loss_of(own) > loss_of(other)
+
+
+def test_an_ignored_prompt_is_no_negative_of_that_concept() -> None:
+    near = scores(9, 1, -5)
+    near[-1, 1] = 9
+    ignored = NOTHING.clone()
+    ignored[-1, 1] = True
+    assert loss_of(near, ignored=ignored) < loss_of(scores(9, 1, -5)) + 1e-6 < loss_of(near)
+
+
+def test_it_is_the_sum_of_the_papers_cross_entropies_rejection_and_margins() -> None:
     torch.manual_seed(0)
-    given, rejection = torch.randn(CONCEPTS + HARMLESS, CONCEPTS), torch.tensor(0.3)
-    own = torch.arange(CONCEPTS)
-    from_concepts = sum(
-        -given[c, c] + torch.logsumexp(given[:, c], 0) for c in range(CONCEPTS)
-    ) / CONCEPTS
-    with_none = torch.cat([given, rejection.expand(len(given), 1)], dim=1)
-    unsafe = F.nll_loss(with_none[:CONCEPTS].log_softmax(1), own)
-    harmless = -with_none[CONCEPTS:].log_softmax(1)[:, -1].mean()
-    assert torch.allclose(two_way_contrastive(given, rejection), from_concepts + unsafe + harmless)
+    given, rejection = torch.randn(PROMPTS, CONCEPTS), 0.3
+    from_concepts = sum(-given[c, c] + torch.logsumexp(given[:, c], 0) for c in range(CONCEPTS)) / CONCEPTS
+    with_none = torch.cat([given, torch.full((PROMPTS, 1), rejection)], dim=1).log_softmax(1)
+    unsafe = F.nll_loss(with_none[:CONCEPTS], torch.arange(CONCEPTS))
+    twins = -with_none[CONCEPTS : CONCEPTS + TWINS, -1].mean()
+    others = -with_none[CONCEPTS + TWINS :, -1].mean()
+    margins = (F.softplus(1 + given[3, 0] - given[0, 0]) + F.softplus(1 + given[4, 2] - given[2, 2])) / 2
+    assert loss_of(given, rejection) == pytest.approx(
+        float(from_concepts + unsafe + twins + others + margins), rel=1e-5
+    )
 
 
 def test_a_batch_without_harmless_prompts_has_a_finite_loss() -> None:
-    assert torch.isfinite(two_way_contrastive(scores(2, 1, 0)[:CONCEPTS], torch.tensor(0.0)))
+    none = torch.empty(0, dtype=torch.long)
+    given = scores(2, 1, 0)[:CONCEPTS]
+    assert torch.isfinite(two_way_contrastive(given, torch.tensor(0.0), twin_of=none, ignored=NOTHING[:CONCEPTS]))

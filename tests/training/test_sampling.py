@@ -48,17 +48,29 @@ def test_a_batch_pairs_different_concepts_with_prompts_of_their_own(seed: int, s
 def test_a_batch_is_a_function_of_seed_and_step(table: PairTable) -> None:
     def drawn(step: int) -> list[list[int]]:
         batch = draw_batch(table, NEGATIVES, concepts=3, harmless=4, seed=1, step=step)
-        return [batch.concepts.tolist(), batch.unsafe.tolist(), batch.harmless.tolist()]
+        return [batch.concepts.tolist(), batch.prompts.tolist()]
 
     assert drawn(5) == drawn(5)
     assert any(drawn(step) != drawn(5) for step in range(6, 10))
 
 
-def test_harmless_prompts_are_the_twins_there_are_and_further_negatives(table: PairTable) -> None:
+def test_twins_are_those_of_the_prompts_drawn_and_say_so(table: PairTable) -> None:
+    twin = {0: 1, 3: 4, 5: 6}
+    for step in range(20):
+        batch = draw_batch(table, NEGATIVES, concepts=3, harmless=4, seed=0, step=step)
+        assert batch.twins.tolist() == [twin[int(batch.unsafe[row])] for row in batch.twin_of]
+        assert set(batch.unsafe.tolist()) - {int(batch.unsafe[row]) for row in batch.twin_of} == {2}
+
+
+def test_as_many_further_negatives_as_asked_for(table: PairTable) -> None:
     batch = draw_batch(table, NEGATIVES, concepts=3, harmless=4, seed=0, step=0)
-    assert sum(place in {1, 4, 6} for place in batch.harmless.tolist()) == 2
-    assert sum(place >= 100 for place in batch.harmless.tolist()) == 4
-    assert -1 not in batch.harmless
+    assert len(set(batch.negatives.tolist())) == 4
+    assert set(batch.negatives.tolist()) <= set(NEGATIVES.tolist())
+
+
+def test_prompts_are_unsafe_then_twins_then_negatives(table: PairTable) -> None:
+    batch = draw_batch(table, NEGATIVES, concepts=3, harmless=4, seed=0, step=0)
+    assert batch.prompts.tolist() == [*batch.unsafe, *batch.twins, *batch.negatives]
 
 
 def test_more_concepts_than_there_are_gives_all_of_them(table: PairTable) -> None:

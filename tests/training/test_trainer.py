@@ -20,6 +20,7 @@ from latentguard.encoders.base import TextEncoder
 from latentguard.errors import DataError
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.pairs import TrainingPair
+from latentguard.training.sampling import draw_batch
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 
 NAMES = ["knife", "gun", "bomb", "blood", "war", "fight", "naked", "nude", "sword", "shield"]
@@ -30,7 +31,9 @@ PAIRS = [
     for place in PLACES
 ]
 NEGATIVES = [f"a {what} on the {place}" for what in ("boat", "dog", "photo", "sunset") for place in PLACES]
-SHORT = TrainingArguments(epochs=2, concepts_per_batch=4, negatives_per_batch=4, held_out=0.2, evaluate_every=10)
+SHORT = TrainingArguments(
+    epochs=2, concepts_per_batch=4, negatives_per_batch=4, held_out=0.2, evaluate_every=10, mentions=2
+)
 
 
 def trainer(encoder: TextEncoder, folder: Path, arguments: TrainingArguments = SHORT) -> Trainer:
@@ -127,6 +130,29 @@ def test_held_out_concepts_and_negatives_are_not_trained_on(tiny_encoder: TextEn
     held_back = run.held_out.prompts[run.held_out.unsafe | ~run.held_out.twin]
     assert not trained & set(held_back.tolist())
     assert len(held_back)
+
+
+def test_a_twin_that_names_the_concept_itself_is_left_out(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
+    pairs = [TrainingPair(name, f"a {name} fight", f"an old {name} on the table", None, "t") for name in NAMES]
+    cache = TokenStateCache(tmp_path / "states", tiny_encoder)
+    arguments = replace(SHORT, mentions=0)
+    run = Trainer(tiny_encoder, cache, pairs, NEGATIVES, arguments, tmp_path / "run", torch.device("cpu"))
+    assert (run.table.safe == -1).all()
+
+
+def test_a_prompt_that_names_another_concept_of_the_batch_is_no_negative_of_it(
+    tiny_encoder: TextEncoder, tmp_path: Path
+) -> None:
+    pairs = [TrainingPair(name, f"a {name} and a {NAMES[i - 1]}", "a cat", None, "t") for i, name in enumerate(NAMES)]
+    cache = TokenStateCache(tmp_path / "states", tiny_encoder)
+    arguments = replace(SHORT, mentions=0)
+    run = Trainer(tiny_encoder, cache, pairs, NEGATIVES, arguments, tmp_path / "run", torch.device("cpu"))
+    batch = draw_batch(run.table, run.negatives, concepts=99, harmless=2, seed=0, step=0)
+    naming = run._naming_others(batch)
+    concepts = [run.table.concepts[c] for c in batch.concepts]
+    for row, concept in enumerate(concepts):
+        before = NAMES[NAMES.index(concept) - 1]
+        assert [concepts[c] for c in np.flatnonzero(naming[row])] == [before] * (before in concepts)
 
 
 def test_too_few_concepts_to_hold_some_out_is_a_clear_error(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
