@@ -29,6 +29,8 @@ train: $(VENV)/installed-dev
 	  --concept-names $(D)/copro/concepts_id.json $(D)/copro/concepts_ood.json \
 	  --exclude-concepts $(D)/copro/concepts_ood.json \
 	  --exclude-prompts $(D)/copro/copro_id_dev.csv $(D)/copro/copro_ood_dev.csv \
+	  $(D)/prompts/unsafe_diffusion_dev.csv $(D)/prompts/i2p_dev.csv \
+	  $(D)/prompts/risky_dev.csv $(D)/prompts/benign_dev.txt $(D)/prompts/wild_dev.txt \
 	  --negatives $(D)/prompts/benign_train.txt $(D)/prompts/wild_train.txt \
 	  --calibrate $(D)/prompts/benign_dev.txt --output weights/minilm-l6 $(TRAIN_FLAGS)
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run the benchmarks and print their table."""
+"""``python -m benchmarks``: run the benchmarks and print a table of each."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = replace(QUICK if given.quick else Settings(), threads=given.threads)
     torch.set_num_threads(settings.threads)
 
+    print(_circumstances(settings))
     figures: list[Figure] = []
     for name in given.only or BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr)
-        figures += BENCHMARKS[name](settings)
-    print(_circumstances(settings), table(figures), sep="\n\n")
+        print(f"\n{name}\n", flush=True)
+        found = BENCHMARKS[name](settings)
+        print(table(found), flush=True)
+        figures += found
     if given.json is not None:
         described = {"circumstances": _circumstances(settings), "figures": [figure.as_dict() for figure in figures]}
         with atomic_path(given.json) as temporary:

@@ -49,14 +49,14 @@ class Figure:
         return {**vars(self), "ratio": self.ratio, "missed": self.missed}
 
 
-_HEADER = ("benchmark", "what", "median", "p99", "reference", "ratio", "wanted", "")
+_HEADER = ("", "median", "p99", "reference", "ratio", "wanted", "")
 
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as a plain-text table that is Markdown as well."""
     rows = [_HEADER, *(_row(figure) for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    numbers = range(2, 6)
+    numbers = range(1, 5)
 
     def line(row: Sequence[str]) -> str:
         cells = (
@@ -74,7 +74,6 @@ def _row(figure: Figure) -> tuple[str, ...]:
     if figure.wanted_value is not None:
         wanted.append(f"≤ {figure.wanted_value:g} {figure.unit}")
     return (
-        figure.benchmark,
         figure.what,
         f"{_number(figure.value)} {figure.unit}",
         "" if figure.p99 is None else f"{_number(figure.p99)} {figure.unit}",

@@ -1,9 +1,9 @@
 """Concepts mentioned in passing: training pairs made of harmless captions and concept names.
 
-Pairs written by a language model show a concept in full: its unsafe prompt is about it, and often the safe twin names it
-too. A layer trained on them alone learns the manner of such prompts, and misses a prompt that merely contains a concept. So
-each concept is also set, as a phrase, into captions that have nothing to do with it: the caption with the concept is the
-unsafe prompt, the caption without it the safe twin, and nothing but the concept tells them apart.
+Pairs written by a language model show a concept in full: its unsafe prompt is about it, and often the safe twin names
+it too. A layer trained on them alone learns the manner of such prompts, and misses a prompt that merely contains a
+concept. So each concept is also set, as a phrase, into captions that have nothing to do with it: the caption with the
+concept is the unsafe prompt, the caption without it the safe twin, and nothing but the concept tells them apart.
 """
 
 from __future__ import annotations

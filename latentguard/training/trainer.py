@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,7 +57,7 @@ class TrainingArguments:
         seed: of the weights and the batches.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     concepts_per_batch: int = 64
     negatives_per_batch: int = 64
     learning_rate: float = 1e-3
@@ -152,8 +152,7 @@ class Trainer:
             raise DataError(f"{path}: a checkpoint of an earlier run; give --resume to go on, or another folder")
         torch.manual_seed(self.arguments.seed)
         mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
-        rejection = nn.Parameter(torch.zeros((), device=self.device))
-        parameters = {**dict(mapping.named_parameters()), "rejection": rejection}
+        parameters = dict(mapping.named_parameters())
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=self.arguments.weight_decay)
         average = {name: tensor.detach().clone() for name, tensor in mapping.named_parameters()}
         progress = Checkpoint(step=0, history=[], best=dict(average))
@@ -164,7 +163,7 @@ class Trainer:
         bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=None)
         with bar:
             while progress.step < self.steps and not self._has_stalled(progress.history):
-                loss = self._step(mapping, rejection, parameters, average, optimizer, progress.step)
+                loss = self._step(mapping, average, optimizer, progress.step)
                 progress.step += 1
                 bar.update()
                 if progress.step % self.arguments.evaluate_every == 0 or progress.step == self.steps:
@@ -183,8 +182,6 @@ class Trainer:
     def _step(
         self,
         mapping: MappingLayer,
-        rejection: Tensor,
-        parameters: Mapping[str, Tensor],
         average: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         step: int,
@@ -203,11 +200,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
         scores = self._scores(mapping, self.embeddings[self._moved(batch.concepts)], batch.prompts, generator)
         loss = two_way_contrastive(
-            scores, rejection, twin_of=self._moved(batch.twin_of), ignored=self._moved(self._naming_others(batch))
+            scores, twin_of=self._moved(batch.twin_of), ignored=self._moved(self._naming_others(batch))
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        nn.utils.clip_grad_norm_(mapping.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             # A short memory at first, so that the average doesn't drag the random start along.

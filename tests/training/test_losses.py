@@ -21,8 +21,8 @@ def scores(own: float, other: float, harmless: float) -> torch.Tensor:
     return torch.cat([unsafe, torch.full((TWINS + OTHERS, CONCEPTS), float(harmless))])
 
 
-def loss_of(given: torch.Tensor, rejection: float = 0.0, ignored: torch.Tensor = NOTHING) -> float:
-    return float(two_way_contrastive(given, torch.tensor(rejection), twin_of=TWIN_OF, ignored=ignored))
+def loss_of(given: torch.Tensor, ignored: torch.Tensor = NOTHING) -> float:
+    return float(two_way_contrastive(given, twin_of=TWIN_OF, ignored=ignored))
 
 
 def loss(own: float, other: float, harmless: float) -> float:
@@ -39,10 +39,6 @@ def test_a_prompt_near_another_concept_costs_more() -> None:
 
 def test_a_harmless_prompt_near_a_concept_costs_more() -> None:
     assert loss(9, 1, 5) > loss(9, 1, -5)
-
-
-def test_the_same_shift_of_all_scores_costs_since_rejection_stays() -> None:
-    assert loss(1, -7, -13) > loss(9, 1, -5)
 
 
 def test_perfect_scores_cost_next_to_nothing() -> None:
@@ -64,21 +60,16 @@ def test_an_ignored_prompt_is_no_negative_of_that_concept() -> None:
     assert loss_of(near, ignored=ignored) < loss_of(scores(9, 1, -5)) + 1e-6 < loss_of(near)
 
 
-def test_it_is_the_sum_of_the_papers_cross_entropies_rejection_and_margins() -> None:
+def test_it_is_the_sum_of_the_papers_two_cross_entropies_and_the_margins() -> None:
     torch.manual_seed(0)
-    given, rejection = torch.randn(PROMPTS, CONCEPTS), 0.3
+    given = torch.randn(PROMPTS, CONCEPTS)
     from_concepts = sum(-given[c, c] + torch.logsumexp(given[:, c], 0) for c in range(CONCEPTS)) / CONCEPTS
-    with_none = torch.cat([given, torch.full((PROMPTS, 1), rejection)], dim=1).log_softmax(1)
-    unsafe = F.nll_loss(with_none[:CONCEPTS], torch.arange(CONCEPTS))
-    twins = -with_none[CONCEPTS : CONCEPTS + TWINS, -1].mean()
-    others = -with_none[CONCEPTS + TWINS :, -1].mean()
+    from_prompts = sum(-given[c, c] + torch.logsumexp(given[c], 0) for c in range(CONCEPTS)) / CONCEPTS
     margins = (F.softplus(1 + given[3, 0] - given[0, 0]) + F.softplus(1 + given[4, 2] - given[2, 2])) / 2
-    assert loss_of(given, rejection) == pytest.approx(
-        float(from_concepts + unsafe + twins + others + margins), rel=1e-5
-    )
+    assert loss_of(given) == pytest.approx(float(from_concepts + from_prompts + margins), rel=1e-5)
 
 
 def test_a_batch_without_harmless_prompts_has_a_finite_loss() -> None:
     none = torch.empty(0, dtype=torch.long)
     given = scores(2, 1, 0)[:CONCEPTS]
-    assert torch.isfinite(two_way_contrastive(given, torch.tensor(0.0), twin_of=none, ignored=NOTHING[:CONCEPTS]))
+    assert torch.isfinite(two_way_contrastive(given, twin_of=none, ignored=NOTHING[:CONCEPTS]))
