@@ -36,8 +36,8 @@ class LatentGuard:
         verdict = guard.check("a photo of a beheading")
         verdict.blocked, verdict.concept, verdict.score
         print(verdict.explain())
-        guard.concepts.add("sailing boat")           # from now on blocked as well; nothing is trained
-        guard.concepts.remove("sailing boat")
+        guard.concepts.add("golden retriever")       # from now on blocked as well; nothing is trained
+        guard.concepts.remove("golden retriever")
         verdicts = guard.check_batch(["a red wine", "a bar fight"])
 
     The guard fails closed: what can't be scored raises an error, and is never passed as allowed.
