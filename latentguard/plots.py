@@ -29,12 +29,12 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> N
         lines += right.plot(steps, [row[name] for row in history], color=color, marker="o", markersize=3, label=label)
     best = max(history, key=lambda row: row["auc"])
     right.axvline(best["step"], color=_MARK, linestyle=":", linewidth=1)
-    right.annotate(f"best {best['auc']:.4f}", (best["step"], best["auc"]), (4, -14), textcoords="offset points")
+    right.annotate(f"best {best['auc']:.4f}", (best["step"], best["auc"]), (5, 6), textcoords="offset points")
     left.set_xlabel("step")
     left.set_ylabel("training loss")
     right.set_ylabel("AUC on held-out concepts")
     left.set_title("Learning curve")
-    left.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
@@ -53,7 +53,7 @@ def plot_roc(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
     axes.set_ylabel("true-positive rate")
     axes.set_title("ROC")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside lower center", fontsize="small")
     _save(figure, path)
 
 
@@ -73,7 +73,7 @@ def plot_score_histogram(
     axes.set_xlabel("score")
     axes.set_ylabel("prompts")
     axes.set_title(f"Scores of {name}")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     _save(figure, path)
 
 
