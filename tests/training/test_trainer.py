@@ -192,7 +192,7 @@ def test_train_py_writes_a_folder_that_screens(tmp_path: Path, tiny_folder: Path
 
 
 def test_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: Path, tiny_folder: Path) -> None:
-    more = ("--epochs", "200", "--evaluate-every", "5", "--patience", "1000", "--concepts-per-batch", "8")
+    more = ("--epochs", "40", "--evaluate-every", "5", "--patience", "1000", "--concepts-per-batch", "8")
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     checkpoint = tmp_path / "cut" / "out" / "training" / "checkpoint.safetensors"
