@@ -29,10 +29,11 @@ def concept_names(count: int) -> list[str]:
 
 
 def prompt_of(encoder: TextEncoder, tokens: int) -> str:
-    """A prompt that the encoder reads as so many tokens, special tokens included."""
+    """A prompt that the encoder reads as so many tokens, in one window or several, with one start and one end."""
     words = itertools.islice(itertools.cycle(_PLAIN_WORDS), tokens)
     for text in itertools.accumulate(words, lambda text, word: f"{text} {word}"):
-        if len(encoder.windows(text)[0].ids) == tokens:
+        spans = {span for window in encoder.windows(text) for span in window.offsets}
+        if len(spans - {(0, 0)}) + 2 == tokens:
             return text
     raise ValueError(f"no prompt of {tokens} tokens made of plain words")
 

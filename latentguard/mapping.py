@@ -181,10 +181,10 @@ class MappingLayer(nn.Module):
         scores = torch.empty(batch, len(queries), dtype=torch.float32, device=z.device)
         for start in range(0, len(queries), _CONCEPTS_AT_A_TIME):
             some = slice(start, start + _CONCEPTS_AT_A_TIME)
-            left = _attention(queries.query[..., some], k, mask)
+            left, total = _exponentials(queries.query[..., some], k, mask)
             if not per_position:
                 left = torch.bmm(v.transpose(1, 2), left, out=_take("gathered", (rows, width, left.shape[2]), z))
-            left = left.view(batch, -1, left.shape[2]).transpose(1, 2)
+            left = left.div_(total).view(batch, -1, left.shape[2]).transpose(1, 2)
             mapped = torch.baddbmm(output.bias, left, right, out=_take("mapped", (batch, left.shape[1], size), z))
             norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min_(1e-8)
             torch.div(mapped.mul_(queries.direction[some]).sum(dim=-1), norm, out=scores[:, some])
@@ -215,8 +215,11 @@ class MappingLayer(nn.Module):
         return Attribution(parts @ direction, float(bias @ direction))
 
 
-def _attention(query: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q Kᵀ) over L', as [B·H, L', N], of queries [H, d, N] and keys [B·H, L', d] with mask [B, L']."""
+def _exponentials(query: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(q Kᵀ) [B·H, L', N] of queries [H, d, N] and keys [B·H, L', d] with mask [B, L'], and its sum over L'.
+
+    One divided by the other is the attention; both may share a factor.
+    """
     (heads, width, concepts), (rows, length, _) = query.shape, k.shape
     query = query.expand(rows // heads, -1, -1, -1).reshape(rows, width, concepts)
     a = _take("attention", (rows, length, concepts), k)
@@ -229,10 +232,10 @@ def _attention(query: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
     total = logits().exp_().sum(dim=1, keepdim=True)
     least, most = torch.aminmax(total)
-    if float(least) > 1 / _LARGEST_SUM and float(most) < _LARGEST_SUM:
-        return a.div_(total)
-    # Rare: logits beyond those of a trained layer. softmax subtracts the largest first, and takes twice as long.
-    return torch.softmax(logits(), dim=1)
+    if not (1 / _LARGEST_SUM < float(least) and float(most) < _LARGEST_SUM):
+        # Rare: logits beyond those of a trained layer. Once more, with the largest taken off before the exponential.
+        total = logits().sub_(a.amax(dim=1, keepdim=True)).exp_().sum(dim=1, keepdim=True)
+    return a, total
 
 
 def _lengths(mask: Tensor) -> list[int]:
