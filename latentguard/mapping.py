@@ -232,7 +232,7 @@ def _exponentials(query: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 
     total = logits().exp_().sum(dim=1, keepdim=True)
     least, most = torch.aminmax(total)
-    if not (1 / _LARGEST_SUM < float(least) and float(most) < _LARGEST_SUM):
+    if not (float(least) > 1 / _LARGEST_SUM and float(most) < _LARGEST_SUM):
         # Rare: logits beyond those of a trained layer. Once more, with the largest taken off before the exponential.
         total = logits().sub_(a.amax(dim=1, keepdim=True)).exp_().sum(dim=1, keepdim=True)
     return a, total

@@ -36,7 +36,7 @@ _FILES = {
     "model.safetensors": PublishedFile(90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
 _POSITIONS = 256  # the length the model was published for
-# A few words of harm in a window of 256 tokens are lost among the others; in one of 64 they are not, and most prompts fit.
+# A few words of harm among 256 tokens are lost; among 64 they count for more, and most prompts fit.
 _WINDOW = 64
 _PAD_ID = 0
 _GRAPH_RECIPE = 1  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
