@@ -6,7 +6,6 @@ RUN := $(VENV)/bin/python
 # The public data sets of docs/data.md; measuring and training need them, demo and test don't.
 LATENTGUARD_DATA ?= data
 D := $(LATENTGUARD_DATA)
-export LATENTGUARD_DATA
 
 .PHONY: demo test check bench train evaluate clean
 
