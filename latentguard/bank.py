@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from latentguard.encoders.base import TextEncoder
 from latentguard.errors import ConceptError, PolicyError, WeightsError
 from latentguard.files import atomic_path
+from latentguard.heads import Heads
+from latentguard.lexicon import LexicalMatcher
 from latentguard.mapping import ConceptQueries, MappingLayer
 from latentguard.normalize import normalize
 from latentguard.policy import checked_threshold
@@ -29,12 +31,46 @@ _AT_A_TIME = 256
 class BankSnapshot:
     """A bank at one moment. It never changes, so whoever holds it scores against one and the same list.
 
-    ``embeddings`` [N, D] are the concepts' pooled states, ``queries`` what the mapping layer makes of them.
+    ``embeddings`` [N, D] are the concepts' pooled states, ``queries`` what the mapping layer makes of them, ``scoring``
+    what the heads beside it need, None where there are none.
     """
 
     concepts: tuple[ConceptEntry, ...]
     embeddings: Tensor
     queries: ConceptQueries
+    scoring: ConceptScoring | None = None
+
+    def row(self, place: int) -> BankSnapshot:
+        """The concept at ``place`` alone."""
+        return self.rows([place])
+
+    def rows(self, places: Sequence[int]) -> BankSnapshot:
+        """The concepts at ``places``, in that order."""
+        rows = torch.tensor(places, dtype=torch.long, device=self.embeddings.device)
+        return BankSnapshot(
+            tuple(self.concepts[i] for i in places),
+            self.embeddings[rows],
+            self.queries.rows(rows),
+            None if self.scoring is None else self.scoring.rows(places),
+        )
+
+
+@dataclass(frozen=True)
+class ConceptScoring:
+    """What the heads keep of N concepts.
+
+    ``moments`` [N, 2] are mean and spread of the concepts' scores with harmless prompts, ``categories`` [N] the numbers
+    of their categories among the prompt head's log-odds, ``matcher`` finds their names.
+    """
+
+    moments: Tensor
+    categories: Tensor
+    matcher: LexicalMatcher
+
+    def rows(self, places: Sequence[int]) -> ConceptScoring:
+        """The same for the concepts at ``places``, in that order."""
+        rows = torch.tensor(places, dtype=torch.long, device=self.moments.device)
+        return ConceptScoring(self.moments[rows], self.categories[rows], self.matcher.rows(places))
 
 
 class ConceptBank:
@@ -52,13 +88,17 @@ class ConceptBank:
     """
 
     def __init__(
-        self, encoder: TextEncoder, mapping: MappingLayer, concepts: Iterable[ConceptEntry | str] = ()
+        self,
+        encoder: TextEncoder,
+        mapping: MappingLayer,
+        concepts: Iterable[ConceptEntry | str] = (),
+        heads: Heads | None = None,
     ) -> None:
         self._encoder = encoder
         self._mapping = mapping
+        self._heads = heads
         self._lock = threading.Lock()
-        empty = torch.empty(0, encoder.width, device=encoder.device)
-        self._snapshot = BankSnapshot((), empty, mapping.queries(empty))
+        self._snapshot = self._made((), torch.empty(0, encoder.width, device=encoder.device))
         self.extend(concepts)
 
     @property
@@ -103,11 +143,12 @@ class ConceptBank:
                 seen.add(_key(concept.name))
             if not new:
                 return
-            embeddings = self._embed([concept.name for concept in new])
+            more = self._made(tuple(new), self._embed([concept.name for concept in new]), old.scoring)
             self._snapshot = BankSnapshot(
-                old.concepts + tuple(new),
-                torch.cat([old.embeddings, embeddings]),
-                ConceptQueries.join(old.queries, self._mapping.queries(embeddings)),
+                old.concepts + more.concepts,
+                torch.cat([old.embeddings, more.embeddings]),
+                ConceptQueries.join(old.queries, more.queries),
+                more.scoring,
             )
 
     def remove(self, name: str) -> ConceptEntry:
@@ -129,9 +170,7 @@ class ConceptBank:
             old = self._snapshot
             kept = [i for i, concept in enumerate(old.concepts) if not unwanted(concept)]
             if len(kept) < len(old.concepts):
-                rows = torch.tensor(kept, dtype=torch.long, device=old.embeddings.device)
-                concepts = tuple(old.concepts[i] for i in kept)
-                self._snapshot = BankSnapshot(concepts, old.embeddings[rows], old.queries.rows(rows))
+                self._snapshot = old.rows(kept)
             return [concept for concept in old.concepts if unwanted(concept)]
 
     def save(self, path: str | Path) -> None:
@@ -148,7 +187,9 @@ class ConceptBank:
             temporary.write_bytes(content)
 
     @classmethod
-    def load(cls, path: str | Path, encoder: TextEncoder, mapping: MappingLayer) -> ConceptBank:
+    def load(
+        cls, path: str | Path, encoder: TextEncoder, mapping: MappingLayer, heads: Heads | None = None
+    ) -> ConceptBank:
         """A bank that :meth:`save` wrote.
 
         Raises:
@@ -173,10 +214,33 @@ class ConceptBank:
             raise WeightsError(f"{path}: {tuple(embeddings.shape)} embeddings for {len(concepts)} concepts")
         if not bool(torch.isfinite(embeddings).all()):
             raise WeightsError(f"{path}: holds numbers that are not finite")
-        bank = cls(encoder, mapping)
-        embeddings = embeddings.float().to(encoder.device)
-        bank._snapshot = BankSnapshot(concepts, embeddings, mapping.queries(embeddings))
+        bank = cls(encoder, mapping, heads=heads)
+        bank._snapshot = bank._made(concepts, embeddings.float().to(encoder.device))
         return bank
+
+    def _made(
+        self, concepts: tuple[ConceptEntry, ...], embeddings: Tensor, before: ConceptScoring | None = None
+    ) -> BankSnapshot:
+        """A snapshot of ``concepts`` alone, but that its ``scoring`` goes on from that of the concepts ``before``."""
+        queries = self._mapping.queries(embeddings)
+        if self._heads is None:
+            return BankSnapshot(concepts, embeddings, queries)
+        names = [concept.name for concept in concepts]
+        categories = [self._heads.category_of(concept.category) for concept in concepts]
+        with torch.inference_mode():
+            moments = self._heads.scale(queries)
+        scoring = ConceptScoring(
+            moments,
+            torch.tensor(categories, dtype=torch.long, device=embeddings.device),
+            LexicalMatcher(names, self._heads.rarity) if before is None else before.matcher.extended(names),
+        )
+        if before is not None:
+            scoring = replace(
+                scoring,
+                moments=torch.cat([before.moments, scoring.moments]),
+                categories=torch.cat([before.categories, scoring.categories]),
+            )
+        return BankSnapshot(concepts, embeddings, queries, scoring)
 
     def _embed(self, names: list[str]) -> Tensor:
         windows = [self._encoder.windows(normalize(name)) for name in names]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from latentguard.errors import LatentGuardError
+from latentguard.synthesis.command import add_attack, add_synthesize
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,6 +91,8 @@ def _train(arguments: argparse.Namespace) -> None:
         false_positive_rate=arguments.false_positive_rate,
         encoder=arguments.encoder,
         device=arguments.device,
+        layers=arguments.layers,
+        grammar=arguments.grammar,
         cache=arguments.cache,
         resume=arguments.resume,
         arguments=TrainingArguments(**recipe),
@@ -128,12 +131,93 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for report in reports:
         for category, (count, share) in report.categories.items():
             print(f"{report.file}: {category}: {share:.1%} of {count} blocked")
+        if report.calibration_error is not None:
+            print(
+                f"{report.file}: expected calibration error {report.calibration_error:.3f} "
+                "(harmful and harmless prompts weighted as if equally many, as probabilities presume)"
+            )
     if arguments.output is not None:
         with atomic_path(arguments.output) as temporary:
             temporary.write_text(json.dumps([report.as_dict() for report in reports], indent=1) + "\n")
     if arguments.plots is not None:
         for path in draw(guard, sets, [scores for _, scores in results], arguments.plots):
             print(f"drew {path}")
+
+
+def _robustness(arguments: argparse.Namespace) -> None:
+    from latentguard.errors import DataError
+    from latentguard.files import atomic_path, check_target
+    from latentguard.guard import LatentGuard
+    from latentguard.records import read_concepts
+    from latentguard.robustness import draw, markdown, measure, read_robustness_data
+
+    if arguments.concepts is not None and arguments.labelled is None:
+        raise DataError("--concepts is the bank for the file of --labelled, which is missing")
+    data = read_robustness_data(
+        fairness=arguments.fairness,
+        harmless_uses=arguments.harmless_uses,
+        evasions=arguments.evasions,
+        labelled=arguments.labelled,
+        explain=arguments.explain,
+        column=arguments.column,
+    )
+    concepts = None if arguments.concepts is None else read_concepts(arguments.concepts)
+    if arguments.output is not None:
+        check_target(arguments.output)
+    guard = LatentGuard.from_pretrained(arguments.model, device=arguments.device)
+    of_labelled = None
+    if concepts is not None:
+        of_labelled = LatentGuard.from_pretrained(arguments.model, concepts=concepts, encoder=guard.encoder)
+    report, curves = measure(guard, data, labelled_guard=of_labelled)
+    print(markdown(report), end="")
+    if arguments.output is not None:
+        with atomic_path(arguments.output) as temporary:
+            temporary.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+    if arguments.plots is not None:
+        for path in draw(report, curves, arguments.plots):
+            print(f"drew {path}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from latentguard.calibration import (
+        calibrate,
+        conformal_rank,
+        harmless_prompts,
+        shown_threshold,
+        target_folder,
+    )
+    from latentguard.evaluation import read_evaluation_set
+    from latentguard.guard import LatentGuard
+    from latentguard.records import read_concepts
+    from latentguard.weights import find_weights, with_threshold
+
+    harmless = harmless_prompts([read_evaluation_set(path, column=arguments.column) for path in arguments.data])
+    conformal_rank(len(harmless.prompts), arguments.rate)
+    concepts = None if arguments.concepts is None else read_concepts(arguments.concepts)
+    target = None
+    if arguments.output is not None or arguments.in_place:
+        target = target_folder(arguments.model, arguments.output)
+    folder = find_weights(arguments.model)
+    guard = LatentGuard.from_pretrained(folder, concepts=concepts, device=arguments.device)
+    found = calibrate(guard, harmless.prompts, arguments.rate)
+    print(f"threshold {shown_threshold(found.threshold)} (before: {shown_threshold(guard.policy.threshold)})")
+    print(f"{found.prompts:,} harmless prompts, {found.blocked:,} of them blocked")
+    if harmless.repeated:
+        print(f"{harmless.repeated:,} rows left out: they repeat a prompt, and each counts once")
+    if harmless.unsafe:
+        print(f"{harmless.unsafe:,} rows left out: labelled unsafe")
+    print(f"guarantee: {found.guarantee()}")
+    print(f"beyond it: {found.confidence()}")
+    if target is not None:
+        with_threshold(
+            folder,
+            target,
+            found.threshold,
+            calibration=found.note(harmless),
+            note=found.card(harmless),
+            concepts=concepts,
+        )
+        print(f"wrote {target}")
 
 
 def _import_official(arguments: argparse.Namespace) -> None:
@@ -158,20 +242,28 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_screen(commands.add_parser("screen", help="screen a file of prompts"))
     add_train(commands.add_parser("train", help="train a mapping layer"))
     add_evaluate(commands.add_parser("evaluate", help="measure a guard on labelled prompts"))
+    add_robustness(commands.add_parser("robustness", help="measure fairness, evasions, attacks and explanations"))
+    add_calibrate(commands.add_parser("calibrate", help="set the threshold on harmless prompts of your own"))
     add_import_official(commands.add_parser("import-official", help="read the published Latent Guard checkpoint"))
+    add_synthesize(commands.add_parser("synthesize", help="write a data set from a list of concepts"))
+    add_attack(commands.add_parser("attack", help="rewrite labelled prompts as an attacker would"))
     return parser
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME_OR_DIR", help="shipped weights, a folder or a hub id (default: embedded)"
     )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    _add_where(parser)
     parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank: .txt, one a line, or .json, a list")
     parser.add_argument(
         "--threshold", type=_finite, metavar="T", help="block from this score on (default: the model's)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
 
 
 def add_screen(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +339,20 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="minilm-l6, hf:HUB_ID_OR_FOLDER or open_clip:ARCH:PRETRAINED (default: minilm-l6)",
     )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="the encoder's layers whose states are used, side by side; 0 is the embeddings (default: the last alone)",
+    )
+    parser.add_argument(
+        "--grammar",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pairs, and as many harmless prompts, that the built-in grammar adds to the data (default: 0)",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where token states are kept")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
@@ -258,6 +364,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         ("weight-decay", float),
         ("mentions", int),
         ("token-dropout", float),
+        ("hidden", int),
+        ("head-dropout", float),
         ("averaging", float),
         ("held-out", float),
         ("evaluate-every", int),
@@ -284,6 +392,41 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="OUT", help="write the figures to this .json file as well")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw ROC, histograms and t-SNE into this folder")
     parser.set_defaults(run=_evaluate)
+
+
+def add_robustness(parser: argparse.ArgumentParser) -> None:
+    """The options of ``robustness``."""
+    _add_where(parser)
+    for name, columns in (
+        ("fairness", "prompt, neutral, attribute, group"),
+        ("harmless-uses", "prompt, word"),
+        ("evasions", "prompt, kind, category"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"{columns} (default: the project's)")
+    parser.add_argument("--labelled", type=Path, metavar="FILE", help="prompts with a column 'unsafe', to be attacked")
+    parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank for --labelled (default: the model's)")
+    parser.add_argument(
+        "--explain", type=Path, nargs="+", default=(), metavar="FILE", help="prompts whose explanations are put to test"
+    )
+    parser.add_argument("--output", type=Path, metavar="OUT", help="write the figures to this .json file as well")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw gaps, evasions and ROC into this folder")
+    parser.set_defaults(run=_robustness)
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    """The options of ``calibrate``."""
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="FILE", help="harmless prompts as your users write them"
+    )
+    parser.add_argument(
+        "--rate", type=_finite, default=0.01, metavar="R", help="the share of them that may be blocked (default: 0.01)"
+    )
+    _add_where(parser)
+    parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank: .txt, one a line, or .json, a list")
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--output", type=Path, metavar="DIR", help="a new weights folder, with that threshold")
+    written.add_argument("--in-place", action="store_true", help="change the folder of --model itself")
+    parser.set_defaults(run=_calibrate)
 
 
 def add_import_official(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from latentguard.calibration import reliability
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
 from latentguard.mapping import with_pooled
 from latentguard.normalize import normalize
-from latentguard.plots import plot_latent_space, plot_roc, plot_score_histogram
+from latentguard.plots import plot_latent_space, plot_reliability, plot_roc, plot_score_histogram
 from latentguard.records import PromptRow, read_prompts
 
 _LABEL = "unsafe"
@@ -54,7 +55,9 @@ class Separation:
 class FileReport:
     """The figures of one file at a guard's threshold.
 
-    Shares are between 0 and 1. What needs labels is None in a file without them.
+    Shares are between 0 and 1. What needs labels is None in a file without them. ``calibration_error`` is the expected
+    one of the verdicts' probabilities, which presume as many harmful as harmless prompts, so that each kind is given
+    half of the weight (:func:`latentguard.calibration.reliability`); None for weights whose verdicts have none.
     """
 
     file: str
@@ -67,6 +70,7 @@ class FileReport:
     blocked_unsafe: float | None = None
     blocked_harmless: float | None = None
     reference: Separation | None = None
+    calibration_error: float | None = None
     categories: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,6 +133,7 @@ def evaluate(guard: LatentGuard, data: EvaluationSet) -> tuple[FileReport, np.nd
         blocked=float(blocked.mean()),
         categories=_by_category(data.categories, blocked),
         **({} if unsafe is None else _labelled_figures(scores, blocked, unsafe, data.reference)),
+        calibration_error=_calibration_error(_probabilities(guard, scores), unsafe),
     )
     return report, scores
 
@@ -144,6 +149,20 @@ def _labelled_figures(
         "blocked_harmless": float(blocked[~unsafe].mean()) if not unsafe.all() else None,
         "reference": separation(reference, unsafe) if both and reference is not None else None,
     }
+
+
+def _probabilities(guard: LatentGuard, scores: np.ndarray) -> np.ndarray | None:
+    """The verdicts' probabilities [n], from their scores [n]; None where the guard has no heads."""
+    if guard.heads is None:
+        return None
+    probabilities: np.ndarray = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    return probabilities
+
+
+def _calibration_error(probabilities: np.ndarray | None, unsafe: np.ndarray | None) -> float | None:
+    if probabilities is None or unsafe is None or not _has_both(unsafe):
+        return None
+    return reliability(probabilities, unsafe).calibration_error
 
 
 def _has_both(unsafe: np.ndarray | None) -> bool:
@@ -182,8 +201,9 @@ def _number(row: PromptRow, column: str, path: Path) -> float:
 
 
 def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.ndarray], folder: Path) -> list[Path]:
-    """Draw the ROC curves of all files labelled both unsafe and harmless, each file's score histogram, and each such
-    file's t-SNE before and after the mapping layer, as PNG into ``folder``; returns the files."""
+    """Draw the ROC curves of all files labelled both unsafe and harmless, each file's score histogram, each such file's
+    t-SNE before and after the mapping layer and, where verdicts have a probability, its reliability, as PNG into
+    ``folder``; returns the files."""
     drawn = []
     labelled = [(one, of_one) for one, of_one in zip(data, scores, strict=True) if _has_both(one.unsafe)]
     if labelled:
@@ -196,7 +216,11 @@ def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.
     for one, of_one in zip(data, scores, strict=True):
         drawn.append(folder / f"scores_{one.path.stem}.png")
         plot_score_histogram(one.path.stem, of_one, one.unsafe, guard.policy.threshold, drawn[-1])
-    for one, _ in labelled:
+    for one, of_one in labelled:
+        probabilities = _probabilities(guard, of_one)
+        if probabilities is not None:
+            drawn.append(folder / f"reliability_{one.path.stem}.png")
+            plot_reliability(one.path.stem, probabilities, np.asarray(one.unsafe), drawn[-1])
         chosen = np.random.default_rng(0).permutation(len(one.prompts))[:_DRAWN_PROMPTS]
         before, after = latent_space(guard, [one.prompts[i] for i in chosen])
         drawn.append(folder / f"tsne_{one.path.stem}.png")

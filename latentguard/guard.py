@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from latentguard.bank import BankSnapshot, ConceptBank
+from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import TextEncoder, Window
 from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
-from latentguard.mapping import MappingLayer, with_pooled
+from latentguard.heads import Heads
+from latentguard.mapping import Attribution, MappingLayer, with_pooled
 from latentguard.normalize import normalize
 from latentguard.policy import Policy
 from latentguard.records import MAX_PROMPT_CHARS, ConceptEntry
@@ -53,6 +56,7 @@ class LatentGuard:
         mapping: MappingLayer,
         concepts: Iterable[ConceptEntry | str],
         policy: Policy,
+        heads: Heads | None = None,
     ) -> None:
         if mapping.shape.width != encoder.width:
             raise WeightsError(
@@ -61,8 +65,9 @@ class LatentGuard:
             )
         self.encoder = encoder
         self.mapping = mapping.to(encoder.device).eval()
+        self.heads = None if heads is None else heads.to(encoder.device)
         self.policy = policy
-        self.concepts = ConceptBank(encoder, self.mapping, concepts)
+        self.concepts = ConceptBank(encoder, self.mapping, concepts, self.heads)
 
     @classmethod
     def from_pretrained(
@@ -98,13 +103,20 @@ class LatentGuard:
         config = weights.config
         if encoder is None:
             encoder = load_encoder(
-                config.encoder, device=device, pad_to_window=config.pad_to_window, precision=precision
+                config.encoder,
+                device=device,
+                pad_to_window=config.pad_to_window,
+                precision=precision,
+                layers=config.layers,
             )
         elif encoder.name != config.encoder:
             raise WeightsError(f"these weights belong to the encoder {config.encoder}, not to {encoder.name}")
+        elif encoder.layers != (layers := config.layers or (encoder.depth,)):
+            raise WeightsError(f"these weights belong to the encoder's layers {layers}, not {encoder.layers}")
         if policy is None:
             policy = Policy(config.threshold if threshold is None else threshold)
-        return cls(encoder, weights.mapping, weights.concepts if concepts is None else concepts, policy)
+        bank = weights.concepts if concepts is None else concepts
+        return cls(encoder, weights.mapping, bank, policy, weights.heads)
 
     def check(self, prompt: str) -> Verdict:
         """The verdict on one prompt.
@@ -128,9 +140,10 @@ class LatentGuard:
             thresholds = policy.thresholds(snapshot.concepts)
             if not np.isfinite(thresholds).any():
                 raise PolicyError("the policy switches every concept off: nothing would be blocked")
-            scores = self._scores([_scorable(prompt, start + i) for i, prompt in enumerate(chunk)], snapshot)
+            texts = [_scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
+            scores = self._scores(texts, snapshot, policy)
             margins = scores - thresholds
-            explain = self._explainer(snapshot)
+            explain = self._explainer(snapshot, policy)
             for i, prompt in enumerate(chunk):
                 best = int(margins[i].argmax())
                 concept = snapshot.concepts[best]
@@ -141,6 +154,7 @@ class LatentGuard:
                     category=concept.category,
                     threshold=float(thresholds[best]),
                     decision=policy.decide(float(margins[i, best])),
+                    probability=None if self.heads is None else _probability(float(scores[i, best])),
                     _concepts=snapshot.concepts,
                     _scores=scores[i],
                     _explain=explain,
@@ -148,9 +162,9 @@ class LatentGuard:
 
     def score(self, prompts: Iterable[str]) -> np.ndarray:
         """The raw scores, float32 [B]: of each prompt the highest over all concepts; errors as :meth:`check_batch`."""
-        snapshot = self._usable_snapshot()
+        snapshot, policy = self._usable_snapshot(), self.policy
         parts = [
-            self._scores([_scorable(prompt, start + i) for i, prompt in enumerate(chunk)], snapshot).max(axis=1)
+            self._scores([_scorable(prompt, start + i) for i, prompt in enumerate(chunk)], snapshot, policy).max(axis=1)
             for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME)
         ]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
@@ -161,7 +175,7 @@ class LatentGuard:
             raise ConceptError("the concept bank is empty: nothing would be blocked; add a concept first")
         return snapshot
 
-    def _scores(self, texts: Sequence[str], snapshot: BankSnapshot) -> np.ndarray:
+    def _scores(self, texts: Sequence[str], snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
         """Scores [B, N] of normalised texts: of each text and concept the highest over the text's windows."""
         windows: list[Window] = []
         owners: list[int] = []
@@ -174,29 +188,85 @@ class LatentGuard:
         for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
             batch = by_length[start : start + _WINDOWS_AT_A_TIME]
             z, mask = with_pooled(self.encoder.encode_windows([windows[i] for i in batch]))
-            of_windows = self.mapping.score(snapshot.queries, z, mask).cpu().numpy()
+            of_windows = self._window_scores(snapshot, z, mask, policy).cpu().numpy()
             np.maximum.at(scores, [owners[i] for i in batch], of_windows)
         if not np.isfinite(scores).all():
             raise EncoderError("a prompt's score is not a finite number, so the prompt can't be judged")
+        if self.heads is not None and snapshot.scoring is not None:
+            for row, text in zip(scores, texts, strict=True):
+                match = snapshot.scoring.matcher.match(text)
+                row[match.concepts] += self.heads.combination.of_grades(match)
         return scores
 
-    def _explainer(self, snapshot: BankSnapshot) -> Callable[[Verdict], Explanation]:
-        """Explains verdicts against the bank they were made with, whatever has become of the guard's bank since."""
-        return lambda verdict: self._explain(verdict, snapshot)
+    def _window_scores(
+        self, snapshot: BankSnapshot, z: torch.Tensor, mask: torch.Tensor, policy: Policy
+    ) -> torch.Tensor:
+        """Scores [B, N] of windows z [B, L', D] with mask [B, L'], but for the names that a text spells out."""
+        scores = self.mapping.score(snapshot.queries, z, mask)
+        if self.heads is None or snapshot.scoring is None:
+            return scores
+        combination, scoring = self.heads.combination, snapshot.scoring
+        harm = self.heads.harm(z, mask, self._enabled(policy))[:, scoring.categories]
+        mean, spread = scoring.moments.unbind(-1)
+        return combination.concept * (scores - mean) / spread + combination.prompt * harm + combination.bias
 
-    def _explain(self, verdict: Verdict, snapshot: BankSnapshot) -> Explanation:
+    def _enabled(self, policy: Policy) -> torch.Tensor | None:
+        """Which of the prompt head's categories [K] the policy leaves switched on; None for all."""
+        if self.heads is None or not any(threshold is None for threshold in policy.categories.values()):
+            return None
+        known = self.heads.prompt_head.shape.categories
+        on = [policy.categories.get(name, 0.0) is not None for name in known]
+        return torch.tensor(on, device=self.encoder.device)
+
+    def _explainer(self, snapshot: BankSnapshot, policy: Policy) -> Callable[[Verdict], Explanation]:
+        """Explains verdicts against the bank they were made with, whatever has become of the guard's bank since."""
+        return lambda verdict: self._explain(verdict, snapshot, policy)
+
+    def _explain(self, verdict: Verdict, snapshot: BankSnapshot, policy: Policy) -> Explanation:
         place = next(i for i, concept in enumerate(snapshot.concepts) if concept.name == verdict.concept)
-        queries = snapshot.queries.rows(torch.tensor([place], device=self.encoder.device))
+        only = snapshot.row(place)
         text = normalize(verdict.prompt)
         windows = self.encoder.windows(text)
-        scored = [with_pooled(self.encoder.encode_windows([window])) for window in windows]
-        scores = [float(self.mapping.score(queries, z, mask)) for z, mask in scored]
+        states = [with_pooled(self.encoder.encode_windows([window])) for window in windows]
+        scores = [float(self._window_scores(only, z, mask, policy)) for z, mask in states]
         best = int(np.argmax(scores))
-        window, (z, mask) = windows[best], scored[best]
-        attribution = self.mapping.attribute(queries, z[0], mask[0], self._pooling_shares(window, mask[0, 1:]))
-        positions = attribution.positions.cpu().tolist()
-        words, whole = _by_word(text, window, positions)
+        window, (z, mask) = windows[best], states[best]
+        pooling = self._pooling_shares(window, mask[0, 1:])
+        attribution = self.mapping.attribute(only.queries, z[0], mask[0], pooling)
+        spelled: dict[tuple[int, int], float] = {}
+        if self.heads is not None and only.scoring is not None:
+            attribution = self._with_heads(attribution, only.scoring, z, mask, pooling, policy)
+            match = only.scoring.matcher.match(text)
+            for spans, share in zip(match.spans, self.heads.combination.of_grades(match), strict=True):
+                for span in spans:
+                    spelled[span] = spelled.get(span, 0.0) + float(share) / len(spans)
+        words, whole = _by_word(text, window, attribution.positions.cpu().tolist(), spelled)
         return Explanation(verdict.concept, text, words, whole, attribution.bias, verdict.threshold)
+
+    def _with_heads(
+        self,
+        attribution: Attribution,
+        scoring: ConceptScoring,
+        z: torch.Tensor,
+        mask: torch.Tensor,
+        pooling: torch.Tensor,
+        policy: Policy,
+    ) -> Attribution:
+        """The whole score of one concept taken apart, from the mapping layer's part of it."""
+        assert self.heads is not None
+        combination, head = self.heads.combination, self.heads.prompt_head
+        mean, spread = scoring.moments[0].tolist()
+        share = combination.concept / spread
+        harm = self.heads.harm(z, mask, self._enabled(policy))[0]
+        category = int(scoring.categories[0])
+        # The log-odds of any category is explained by the likeliest one; what the others add is constant.
+        likeliest = int(harm[:-1].argmax()) if category == len(head.shape.categories) else category
+        of_head = head.attribute(z[0], mask[0], pooling, likeliest)
+        rest = float(harm[category]) - float(of_head.positions.sum())
+        return Attribution(
+            share * attribution.positions + combination.prompt * of_head.positions,
+            share * (attribution.bias - mean) + combination.prompt * rest + combination.bias,
+        )
 
     def _pooling_shares(self, window: Window, mask: torch.Tensor) -> torch.Tensor:
         """How much each position [L] has in the pooled state."""
@@ -228,18 +298,31 @@ def _scorable(prompt: object, place: int) -> str:
     return text
 
 
-def _by_word(text: str, window: Window, positions: Sequence[float]) -> tuple[tuple[TokenContribution, ...], float]:
-    """The positions' shares gathered by word of the text, and what is left at positions that have no place in it."""
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-max(-500.0, min(500.0, log_odds))))
+
+
+def _by_word(
+    text: str, window: Window, positions: Sequence[float], spelled: Mapping[tuple[int, int], float]
+) -> tuple[tuple[TokenContribution, ...], float]:
+    """The shares of positions and of spelled-out spans gathered by word of the text, and what is left at positions
+    that have no place in it."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     shares: dict[tuple[int, int], float] = {}
     whole = 0.0
-    word = 0
+    starts = [start for start, _ in spans]
+
+    def add(start: int, share: float) -> None:
+        word = spans[max(0, bisect_right(starts, start) - 1)]
+        shares[word] = shares.get(word, 0.0) + share
+
     for i, share in enumerate(positions):
         start, end = window.offsets[i] if i < len(window.offsets) else (0, 0)
         if start == end:
             whole += share
-            continue
-        while word + 1 < len(spans) and spans[word][1] <= start:
-            word += 1
-        shares[spans[word]] = shares.get(spans[word], 0.0) + share
-    return tuple(TokenContribution(text[a:b], a, b, share) for (a, b), share in shares.items()), whole
+        else:
+            add(start, share)
+    for (start, _), share in spelled.items():
+        add(start, share)
+    words = sorted(shares.items())
+    return tuple(TokenContribution(text[a:b], a, b, share) for (a, b), share in words), whole

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from latentguard.calibration import reliability
 from latentguard.files import atomic_path, write_error
 
 _UNSAFE, _HARMLESS, _MARK = "#c0392b", "#2471a3", "#555555"
@@ -25,7 +26,10 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> N
         ("auc", "AUC, all harmless", _UNSAFE),
         ("auc_twins", "AUC, safe twins", _HARMLESS),
         ("auc_ordinary", "AUC, ordinary prompts", "#229954"),
+        ("auc_prompts", "AUC, prompt head", "#7d3c98"),
     ):
+        if name not in history[0]:
+            continue
         lines += right.plot(steps, [row[name] for row in history], color=color, marker="o", markersize=3, label=label)
     best = max(history, key=lambda row: row["auc"])
     right.axvline(best["step"], color=_MARK, linestyle=":", linewidth=1)
@@ -96,6 +100,54 @@ def plot_latent_space(name: str, before: np.ndarray, after: np.ndarray, unsafe: 
         axes.set_yticks([])
     panels[0].legend(markerscale=3)
     figure.suptitle(f"t-SNE of {name}")
+    _save(figure, path)
+
+
+def plot_reliability(name: str, probabilities: np.ndarray, unsafe: np.ndarray, path: Path) -> None:
+    """Predicted probability of harm against the share that is harmful, in bins of equally many prompts.
+
+    Probabilities presume as many harmful prompts as harmless ones, so each kind is given half of the weight.
+    """
+    bins = reliability(probabilities, unsafe)
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    curve.plot([0, 1], [0, 1], color=_MARK, linestyle=":", linewidth=1, label="perfect")
+    curve.plot(bins.predicted, bins.observed, color=_UNSAFE, marker="o", markersize=4, label="a bin's prompts")
+    curve.set_ylabel("share that is harmful")
+    curve.set_ylim(0, 1)
+    curve.grid(alpha=0.3)
+    curve.legend(loc="upper left")
+    edges = np.linspace(0, 1, 41).tolist()
+    for chosen, color, label in ((~unsafe, _HARMLESS, "harmless"), (unsafe, _UNSAFE, "unsafe")):
+        counts.hist(probabilities[chosen], bins=edges, color=color, alpha=0.6, label=label)
+    counts.set_yscale("log")
+    counts.set_xlim(0, 1)
+    counts.set_ylabel("prompts")
+    counts.set_xlabel("predicted probability (as many harmful as harmless prompts presumed)")
+    counts.legend(fontsize="small")
+    curve.set_title(f"Reliability of {name}: expected calibration error {bins.calibration_error:.3f}")
+    _save(figure, path)
+
+
+def plot_shares(title: str, series: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Shares between 0 and 1 as bars: a group of bars for each name, in it one for each series, by its label."""
+    names = list(next(iter(series.values())))
+    figure = Figure(figsize=(8, 1.5 + 0.28 * len(names) * len(series)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(series)
+    colors = (_UNSAFE, _HARMLESS, _MARK)[: len(series)]
+    for row, ((label, shares), color) in enumerate(zip(series.items(), colors, strict=True)):
+        places = np.arange(len(names)) + (row - (len(series) - 1) / 2) * height
+        bars = axes.barh(places, [shares[name] for name in names], height, color=color, alpha=0.8, label=label)
+        axes.bar_label(bars, [f"{shares[name]:.1%}" for name in names], padding=3, fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    longest = max(share for shares in series.values() for share in shares.values())
+    axes.set_xlim(0, 1.15 * max(longest, 0.01))  # with room for the label of the longest
+    axes.set_xlabel("share blocked")
+    axes.set_title(title)
+    if len(series) > 1:
+        figure.legend(loc="outside lower center", ncols=len(series))
     _save(figure, path)
 
 

@@ -29,8 +29,9 @@ class Explanation:
     """Why a verdict's margin is what it is: the parts sum to ``margin`` (within 1e-3).
 
     The score is a sum over the prompt's positions of the attention and values actually used, divided by the length of
-    the mapped prompt. ``tokens`` are the words' shares, in the order of the text; ``whole_prompt`` is the share of the
-    positions that stand for the prompt as a whole (start and end of text); ``bias`` that of the layer's constant. Of a
+    the mapped prompt; the prompt head's share is such a sum too, and a concept's name spelled out counts for the words
+    that spell it. ``tokens`` are the words' shares, in the order of the text; ``whole_prompt`` is the share of the
+    positions that stand for the prompt as a whole (start and end of text); ``bias`` that of the constants. Of a
     prompt longer than the encoder's window, ``tokens`` are the words of the window that decided.
 
     ``text`` is the whole prompt as it was scored: normalised, see :mod:`latentguard.normalize`.
@@ -74,6 +75,8 @@ class Verdict:
         category: that concept's category, or None.
         threshold: the threshold that counted for it.
         decision: "allow", "flag" or "block".
+        probability: that the prompt is harmful, if harmful and harmless prompts were equally frequent: the score as a
+            log-odds. None where the weights hold the mapping layer alone, whose score is none.
     """
 
     prompt: str
@@ -82,6 +85,7 @@ class Verdict:
     category: str | None
     threshold: float
     decision: Decision
+    probability: float | None
     _concepts: tuple[ConceptEntry, ...] = field(repr=False, compare=False)
     _scores: np.ndarray = field(repr=False, compare=False)
     _explain: Callable[[Verdict], Explanation] = field(repr=False, compare=False)

@@ -1,34 +1,44 @@
 """Reading and writing ``weights/`` folders: a trained mapping layer with all that is needed to use it.
 
-A folder holds ``model.safetensors`` (the layer), ``config.json`` (its sizes, the encoder it belongs to, the threshold,
-the SHA-256 of the layer's file), ``concepts.json`` (the default bank) and a card, ``README.md``. Nothing in it is code
-and nothing is read with pickle; the published checkpoint, which is a pickle, goes through :func:`import_official` once.
+A folder holds ``model.safetensors`` (the layer and the heads beside it), ``config.json`` (their sizes, the encoder that
+they belong to, the threshold, the SHA-256 of that file), ``concepts.json`` (the default bank), ``lexicon.json`` (how
+frequent words are in harmless prompts; only with heads) and a card, ``README.md``. Nothing in it is code and nothing is
+read with pickle; the published checkpoint, which is a pickle, goes through :func:`import_official` once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentguard.errors import DataError, PolicyError, WeightsError
 from latentguard.files import atomic_path
+from latentguard.heads import Combination, ConceptScale, Heads
+from latentguard.lexicon import WordRarity
 from latentguard.mapping import MappingLayer, MappingShape
 from latentguard.policy import checked_threshold
+from latentguard.prompt_head import PromptHead, PromptHeadShape
 from latentguard.records import ConceptEntry, read_concepts
 from latentguard.shipped import shipped_path
 
 DEFAULT_MODEL = "minilm-l6"
 _FORMAT = 1
 _MODEL, _CONFIG, _CONCEPTS, _CARD = "model.safetensors", "config.json", "concepts.json", "README.md"
+_LEXICON = "lexicon.json"
+_HEADS = ("prompt_head.", "concept_scale.")  # before the names of the heads' tensors
 
 # The published checkpoint's names for the layers, and its sizes (CLIP ViT-L/14).
 _OFFICIAL_NAMES = {
@@ -50,6 +60,9 @@ class WeightsConfig:
         shape: the layer's sizes.
         threshold: the score from which a prompt is blocked.
         pad_to_window: whether the layer attends over the padding up to the encoder's window, as the published one does.
+        layers: the encoder's layers whose states the layer takes, side by side; None for the last alone.
+        prompt_head: the prompt head's sizes, None where the folder holds the mapping layer alone.
+        combination: how the scores of layer and heads are combined, None likewise.
         training: how the layer was made, for the reader.
     """
 
@@ -57,16 +70,20 @@ class WeightsConfig:
     shape: MappingShape
     threshold: float
     pad_to_window: bool = False
+    layers: tuple[int, ...] | None = None
+    prompt_head: PromptHeadShape | None = None
+    combination: Combination | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A trained mapping layer, its config and its default concepts."""
+    """A trained mapping layer, its config, its default concepts, and the heads beside it if it has any."""
 
     config: WeightsConfig
     mapping: MappingLayer
     concepts: tuple[ConceptEntry, ...]
+    heads: Heads | None = None
 
 
 def find_weights(name_or_dir: str | Path | None = None) -> Path:
@@ -94,7 +111,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[_MODEL, _CONFIG, _CONCEPTS, _CARD]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[_MODEL, _CONFIG, _CONCEPTS, _LEXICON, _CARD]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{hub_id}: no such folder, and not to be had from Hugging Face's hub ({reason})") from error
@@ -117,8 +134,13 @@ def load_weights(folder: str | Path) -> Weights:
             shape=MappingShape(**{name: int(size) for name, size in described["shape"].items()}),
             threshold=checked_threshold(described["threshold"]),
             pad_to_window=bool(described.get("pad_to_window", False)),
+            layers=_layers(described.get("layers")),
+            prompt_head=_prompt_head_shape(described.get("prompt_head")),
+            combination=_combination(described.get("combination")),
             training=described.get("training", {}),
         )
+        if (config.prompt_head is None) != (config.combination is None):
+            raise ValueError("prompt_head and combination belong together")
         digest = described["sha256"]
     except KeyError as error:
         raise WeightsError(f"{folder / _CONFIG}: has no field {error}") from error
@@ -139,11 +161,16 @@ def load_weights(folder: str | Path) -> Weights:
         concepts = tuple(read_concepts(folder / _CONCEPTS))
     except DataError as error:
         raise WeightsError(f"{folder.name}: {error}") from error
-    return Weights(config, _build(config.shape, state, path), concepts)
+    return Weights(config, _mapping(config.shape, state, path), concepts, _heads(config, state, folder))
 
 
 def save_weights(
-    folder: str | Path, mapping: MappingLayer, config: WeightsConfig, concepts: Iterable[ConceptEntry], card: str
+    folder: str | Path,
+    mapping: MappingLayer,
+    config: WeightsConfig,
+    concepts: Iterable[ConceptEntry],
+    card: str,
+    heads: Heads | None = None,
 ) -> Path:
     """Write a weights folder. Each file is whole or absent; ``config.json`` comes last, and with it the folder counts.
 
@@ -156,12 +183,16 @@ def save_weights(
     except OSError as error:
         raise WeightsError(f"{folder}: no folder can be made there ({error.strerror or error})") from error
     # To memory first: save_file of safetensors reports a full disk as an error of its own.
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in mapping.state_dict().items()})
+    state = mapping.state_dict()
+    if heads is not None:
+        for prefix, module in zip(_HEADS, (heads.prompt_head, heads.scale), strict=True):
+            state |= {prefix + name: tensor for name, tensor in module.state_dict().items()}
+        with atomic_path(folder / _LEXICON) as temporary:
+            temporary.write_bytes(heads.rarity.as_bytes())
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     with atomic_path(folder / _MODEL) as temporary:
         temporary.write_bytes(content)
-    entries = [{k: v for k, v in asdict(concept).items() if v is not None} for concept in concepts]
-    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
-    _write_text(folder / _CONCEPTS, f"[\n{lines}\n]\n")
+    _write_text(folder / _CONCEPTS, _concepts_json(concepts))
     _write_text(folder / _CARD, card)
     described = {
         "format": _FORMAT,
@@ -170,6 +201,61 @@ def save_weights(
     }
     _write_text(folder / _CONFIG, json.dumps(described, indent=2) + "\n")
     return folder
+
+
+def with_threshold(
+    folder: str | Path,
+    target: str | Path,
+    threshold: float,
+    *,
+    calibration: Mapping[str, Any],
+    note: str,
+    concepts: Iterable[ConceptEntry] | None = None,
+) -> Path:
+    """The weights of ``folder`` with another threshold, and another bank if one is given, written to ``target``.
+
+    ``target`` is ``folder`` itself, of which no file is changed before all can be, or a new or empty folder, which is
+    there whole or not at all. ``calibration`` goes into the config, under "training", and ``note`` into the card, as
+    its last section; an earlier one is replaced.
+
+    Raises:
+        WeightsError: ``folder`` holds no weights that can be loaded; or ``target`` can't be made or isn't empty.
+        DataError: a file can't be written.
+    """
+    folder, target = Path(folder), Path(target)
+    training = load_weights(folder).config.training  # damaged weights are not passed on
+    described = _read_config(folder / _CONFIG) | {
+        "threshold": checked_threshold(threshold),
+        "training": {**(training if isinstance(training, Mapping) else {}), "calibration": dict(calibration)},
+    }
+    card = (folder / _CARD).read_text(encoding="utf-8") if (folder / _CARD).is_file() else "# Weights\n"
+    heading = "\n## How the threshold was set\n"
+    # In place, files are put there in the reverse of this order: the config, with which they count, last.
+    texts = {
+        _CONFIG: json.dumps(described, indent=2) + "\n",
+        _CARD: f"{card.partition(heading)[0].rstrip()}\n{heading}\n{note}",
+    }
+    if concepts is not None:
+        texts[_CONCEPTS] = _concepts_json(concepts)
+    if os.path.realpath(target) == os.path.realpath(folder):
+        with ExitStack() as all_of_them:
+            for name, text in texts.items():
+                all_of_them.enter_context(atomic_path(folder / name)).write_text(text, encoding="utf-8")
+        return target
+    temporary = Path(os.path.abspath(target)).with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.mkdir(parents=True)
+        for name in (_MODEL, _LEXICON, _CONCEPTS):
+            if (folder / name).is_file() and name not in texts:
+                (temporary / name).write_bytes((folder / name).read_bytes())
+        for name, text in texts.items():
+            _write_text(temporary / name, text)
+        temporary.replace(target)
+    except OSError as error:
+        raise WeightsError(f"{target}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
 
 
 def read_official(path: str | Path) -> MappingLayer:
@@ -198,7 +284,7 @@ def read_official(path: str | Path) -> MappingLayer:
     (inner, width), heads = query.shape, MappingShape.heads
     if inner % heads:
         raise WeightsError(f"{path}: {inner} rows of x2_to_query don't split into {heads} heads")
-    return _build(MappingShape(width, heads, inner // heads, output.shape[0]), state, path)
+    return _mapping(MappingShape(width, heads, inner // heads, output.shape[0]), state, path)
 
 
 def import_official(
@@ -227,17 +313,68 @@ def import_official(
     return save_weights(folder, mapping, config, concepts, card)
 
 
-def _build(shape: MappingShape, state: Mapping[str, Tensor], path: Path) -> MappingLayer:
+def _mapping(shape: MappingShape, state: Mapping[str, Tensor], path: Path) -> MappingLayer:
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(_HEADS)}
+    return _filled(lambda: MappingLayer(shape), own, path)
+
+
+def _heads(config: WeightsConfig, state: Mapping[str, Tensor], folder: Path) -> Heads | None:
+    shape, combination, path = config.prompt_head, config.combination, folder / _MODEL
+    if shape is None or combination is None:
+        if any(name.startswith(_HEADS) for name in state):
+            raise WeightsError(f"{path}: holds heads that {_CONFIG} knows nothing of")
+        return None
+    if shape.width != config.shape.width:
+        raise WeightsError(f"{folder / _CONFIG}: the heads take states of another width than the mapping layer")
+    head, scale = ({n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _HEADS)
+    try:
+        words = (folder / _LEXICON).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{folder / _LEXICON}: {error.strerror or error}") from error
+    try:
+        rarity = WordRarity.from_bytes(words)
+    except WeightsError as error:
+        raise WeightsError(f"{folder / _LEXICON}: {error}") from error
+    return Heads(
+        _filled(lambda: PromptHead(shape), head, path),
+        _filled(lambda: ConceptScale(config.shape.output), scale, path),
+        combination,
+        rarity,
+    )
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _filled(made: Callable[[], _Module], state: Mapping[str, Tensor], path: Path) -> _Module:
+    """The module with these tensors, in eval mode and frozen."""
     try:
         with torch.device("meta"):  # no memory for what a config only claims
-            mapping = MappingLayer(shape)
-        mapping.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+            module = made()
+        module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: the tensors don't fit the layer ({reason})") from error
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in mapping.state_dict().values()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values()):
         raise WeightsError(f"{path}: holds numbers that are not finite")
-    return mapping.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
+
+
+def _layers(described: Sequence[Any] | None) -> tuple[int, ...] | None:
+    return None if described is None else tuple(int(layer) for layer in described)
+
+
+def _prompt_head_shape(described: Mapping[str, Any] | None) -> PromptHeadShape | None:
+    if described is None:
+        return None
+    categories = tuple(str(name) for name in described["categories"])
+    return PromptHeadShape(int(described["width"]), categories, int(described["hidden"]))
+
+
+def _combination(described: Mapping[str, Any] | None) -> Combination | None:
+    if described is None:
+        return None
+    return Combination(**{name: checked_threshold(value, name) for name, value in described.items()})
 
 
 def _tensor(loaded: Mapping[Any, Any], name: str, path: Path) -> Tensor:
@@ -257,6 +394,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise WeightsError(f"{path}: not a config of format {_FORMAT}")
     return described
+
+
+def _concepts_json(concepts: Iterable[ConceptEntry]) -> str:
+    entries = [{k: v for k, v in asdict(concept).items() if v is not None} for concept in concepts]
+    lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in entries)
+    return f"[\n{lines}\n]\n"
 
 
 def _write_text(path: Path, text: str) -> None:

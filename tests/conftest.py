@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
-from models import CONCEPTS, load_bert, random_mapping, save_bert, save_tiny_weights
+from models import CONCEPTS, load_bert, random_heads, random_mapping, save_bert, save_tiny_weights
 
 from latentguard import LatentGuard, Policy
 from latentguard.encoders.embedded import EmbeddedEncoder
@@ -71,3 +71,9 @@ def default_guard() -> LatentGuard:
         return LatentGuard.from_pretrained()
     encoder = EmbeddedEncoder()
     return LatentGuard(encoder, random_mapping(encoder.width), CONCEPTS, Policy(3.5))
+
+
+@pytest.fixture
+def headed_guard(tiny_encoder: HuggingFaceEncoder) -> LatentGuard:
+    """As `tiny_guard`, with a prompt head and a lexical one beside the mapping layer."""
+    return LatentGuard(tiny_encoder, random_mapping(), CONCEPTS, Policy(0.5), random_heads())

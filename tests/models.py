@@ -11,7 +11,10 @@ import transformers
 
 from latentguard.encoders.base import TokenStates, Window
 from latentguard.encoders.huggingface import HuggingFaceEncoder
+from latentguard.heads import Combination, ConceptScale, Heads
+from latentguard.lexicon import WordRarity
 from latentguard.mapping import MappingLayer, MappingShape
+from latentguard.prompt_head import PromptHead, PromptHeadShape
 from latentguard.records import ConceptEntry
 from latentguard.weights import WeightsConfig, save_weights
 
@@ -71,6 +74,21 @@ def random_mapping(width: int = WIDTH, seed: int = 0) -> MappingLayer:
     """A random mapping layer of 4 heads of 8, ready to score."""
     torch.manual_seed(seed)
     return MappingLayer(MappingShape(width, heads=4, head_width=8, output=16)).eval().requires_grad_(False)
+
+
+def random_prompt_head(width: int = WIDTH, seed: int = 0) -> PromptHead:
+    """A random prompt head of three categories, ready to score."""
+    torch.manual_seed(seed)
+    shape = PromptHeadShape(width, ("sexual", "shocking", "violence"), hidden=8)
+    return PromptHead(shape).eval().requires_grad_(False)
+
+
+def random_heads(width: int = WIDTH, output: int = 16, seed: int = 0) -> Heads:
+    """Random heads to go with `random_mapping`; words of `PROMPTS` are known to be frequent."""
+    torch.manual_seed(seed)
+    scale = ConceptScale(output).eval().requires_grad_(False)
+    combination = Combination(concept=1.0, part=0.3, full=1.5, exact=2.0, prompt=0.8, bias=-1.0)
+    return Heads(random_prompt_head(width, seed), scale, combination, WordRarity.of(PROMPTS))
 
 
 def save_tiny_weights(folder: Path, encoder: str, *, mapping: MappingLayer | None = None) -> Path:

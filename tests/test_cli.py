@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_runner import ROOT, command, environment, run
-from models import CONCEPTS, LONG_PROMPT, PROMPTS
+from models import CONCEPTS, LONG_PROMPT, PROMPTS, random_heads, random_mapping
 from tables import read_rows, write_prompts
 
 from latentguard import LatentGuard
 from latentguard.cli import main
+from latentguard.encoders.huggingface import HuggingFaceEncoder
+from latentguard.weights import WeightsConfig, save_weights
 
 
 def screen(model: Path, *arguments: str | Path) -> int:
@@ -108,6 +112,151 @@ def test_figures_that_could_not_be_written_are_not_computed(
     assert "does not exist" in printed.err
 
 
+@pytest.fixture
+def headed_weights(tiny_encoder: HuggingFaceEncoder, tmp_path: Path) -> Path:
+    mapping, heads = random_mapping(), random_heads()
+    shape, combination = heads.prompt_head.shape, heads.combination
+    config = WeightsConfig(tiny_encoder.name, mapping.shape, 0.5, prompt_head=shape, combination=combination)
+    return save_weights(tmp_path / "headed", mapping, config, CONCEPTS, "# With heads\n", heads)
+
+
+def test_weights_with_heads_have_their_calibration_error_printed_and_drawn(
+    headed_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plots = labelled(tmp_path / "set.csv"), tmp_path / "plots"
+    assert main(["evaluate", "--model", str(headed_weights), "--data", str(path), "--plots", str(plots)]) == 0
+    assert "set: expected calibration error 0." in capsys.readouterr().out
+    assert (plots / "reliability_set.png").is_file()
+
+
+# --- robustness
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> list[str]:
+    """The options that give `robustness` small files of its own."""
+    pairs = ["prompt,neutral,attribute,group", "an old cat,a cat,age,old", "a naked dog,a dog,dress,naked"]
+    uses = ["prompt,word", *(f'"{prompt}",w{i % 2}' for i, prompt in enumerate(PROMPTS))]
+    evasions = ["prompt,kind,category", *(f'"{prompt}",k{i % 2},c{i % 3}' for i, prompt in enumerate(PROMPTS))]
+    options = []
+    for name, lines in (("fairness", pairs), ("harmless-uses", uses), ("evasions", evasions)):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        options += [f"--{name}", str(tmp_path / f"{name}.csv")]
+    return options
+
+
+def test_a_guards_robustness_is_measured_with_tables_file_and_pictures(
+    tiny_weights: Path, own_files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, plots, figures = labelled(tmp_path / "set.csv"), tmp_path / "plots", tmp_path / "figures.json"
+    (tmp_path / "c.txt").write_text("river\nred wine\n")
+    options = ["--labelled", str(path), "--concepts", str(tmp_path / "c.txt"), "--explain", str(path), str(path)]
+    options += ["--plots", str(plots), "--output", str(figures), "--device", "cpu"]
+    assert main(["robustness", "--model", str(tiny_weights), *own_files, *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Threshold 3.5, 5 concepts.\n\n## Fairness\n")
+    assert "## Attacks on set, against 2 concepts" in printed
+    report = json.loads(figures.read_text())
+    assert (report["fairness"]["overall"]["pairs"], report["evasions"]["overall"]["prompts"]) == (2, 6)
+    assert {p.name for p in plots.iterdir()} == {"fairness.png", "evasions.png", "attacks_roc.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--concepts", "c.txt"], "--labelled, which is missing"),
+        (["--fairness", "no.csv"], "no.csv: does not exist"),
+        (["--output", "no/figures.json"], "does not exist"),
+        (["--model", "no/such/weights"], "no such weights"),
+    ],
+)
+def test_a_mistake_in_what_robustness_is_given_is_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["robustness", *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+# --- calibrate
+
+
+def calibrate(model: Path, data: Path, *options: str | Path) -> int:
+    arguments = ["calibrate", "--model", str(model), "--data", str(data), "--rate", "0.2", "--device", "cpu"]
+    return main([*arguments, *map(str, options)])
+
+
+def test_the_threshold_for_a_rate_is_printed_with_what_it_promises(
+    tiny_weights: Path, tiny_guard: LatentGuard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "own.csv"
+    rows = [*((prompt, 0) for prompt in (*PROMPTS, PROMPTS[0])), ("gun", 1)]
+    data.write_text("prompt,unsafe\n" + "".join(f'"{prompt}",{label}\n' for prompt, label in rows))
+    before = sorted(tiny_weights.rglob("*"))
+    assert calibrate(tiny_weights, data) == 0
+    lines = capsys.readouterr().out.splitlines()
+    threshold = float(lines[0].removeprefix("threshold ").removesuffix(" (before: 3.5)"))
+    assert lines[1:4] == [
+        f"6 harmless prompts, {(tiny_guard.score(PROMPTS) >= threshold).sum()} of them blocked",
+        "1 rows left out: they repeat a prompt, and each counts once",
+        "1 rows left out: labelled unsafe",
+    ]
+    assert lines[4].startswith("guarantee: a further harmless prompt of the same kind")
+    assert lines[5].startswith("beyond it: with 95% confidence")
+    assert len(lines) == 6
+    assert sorted(tiny_weights.rglob("*")) == before
+
+
+def test_calibrated_weights_screen_with_their_threshold_and_bank(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, concepts, made = write_prompts(tmp_path / "own.txt", PROMPTS), tmp_path / "c.txt", tmp_path / "made"
+    concepts.write_text("river\nred wine\n")
+    assert calibrate(tiny_weights, data, "--concepts", concepts, "--output", made) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"wrote {made}\n")
+    guard = LatentGuard.from_pretrained(made)
+    assert guard.concepts.names == ["river", "red wine"]
+    assert f"threshold {np.float32(guard.policy.threshold)} (before: 3.5)" in printed
+    assert f", {sum(verdict.blocked for verdict in guard.check_batch(PROMPTS))} of them blocked" in printed
+    card = (made / "README.md").read_text()
+    assert "6 harmless\nprompts of own.txt" in card
+    assert str(tmp_path) not in card + (made / "config.json").read_text()
+
+
+def test_weights_of_ones_own_are_calibrated_in_place(tiny_weights: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(tiny_weights, tmp_path / "own")
+    assert calibrate(own, write_prompts(tmp_path / "own.txt", PROMPTS), "--in-place") == 0
+    assert LatentGuard.from_pretrained(own).policy.threshold != 3.5
+    assert LatentGuard.from_pretrained(tiny_weights).policy.threshold == 3.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rate", "0.1"], "6 harmless prompts are too few for a rate of 0.1: give at least 9"),
+        (["--rate", "1.5"], "between 0 and 1"),
+        (["--in-place", "--model", "minilm-l6"], "no folder to change in place"),
+        (["--output", "."], "is there already"),
+        (["--column", "typo"], "no column 'typo'"),
+        (["--concepts", "no.txt"], "no.txt: does not exist"),
+    ],
+)
+def test_a_mistake_in_what_calibrate_is_given_is_one_line(
+    tiny_weights: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    data = write_prompts(tmp_path / "own.csv", PROMPTS)
+    assert calibrate(tiny_weights, data, *options) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, data])
+
+
 # --- mistakes in the command itself
 
 
@@ -122,6 +271,10 @@ def test_figures_that_could_not_be_written_are_not_computed(
         ["screen", "--file_path", "a.txt", "--threshold", "high"],
         ["screen", "--file_path", "a.txt", "--threshold", "nan"],
         ["evaluate"],
+        ["robustness", "--attacks"],
+        ["calibrate"],
+        ["calibrate", "--data", "a.txt", "--rate", "nan"],
+        ["calibrate", "--data", "a.txt", "--output", "folder", "--in-place"],
         ["train", "--data", "a.csv"],
         ["import-official", "model.pth", "--output", "folder"],
     ],
@@ -137,7 +290,9 @@ def test_a_command_that_is_not_understood_is_one_line_and_status_2(
     assert error.endswith("(try --help)\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["screen"], ["train"], ["evaluate"], ["import-official"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["screen"], ["train"], ["evaluate"], ["robustness"], ["calibrate"], ["import-official"]]
+)
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--help"])

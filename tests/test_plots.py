@@ -11,7 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from latentguard import DataError
-from latentguard.plots import plot_latent_space, plot_learning_curve, plot_roc, plot_score_histogram
+from latentguard.plots import (
+    plot_latent_space,
+    plot_learning_curve,
+    plot_reliability,
+    plot_roc,
+    plot_score_histogram,
+    plot_shares,
+)
 
 RANDOM = np.random.default_rng(0)
 UNSAFE = RANDOM.random(40) < 0.5
@@ -27,6 +34,10 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "one-score histogram": lambda path: plot_score_histogram("set", np.full(3, 0.5), None, 0.5, path),
     "latent space": lambda path: plot_latent_space("set", RANDOM.normal(size=(40, 8)), SCORES[:, None], UNSAFE, path),
     "latent space of two": lambda path: plot_latent_space("set", np.eye(2), np.eye(2), np.array([True, False]), path),
+    "reliability": lambda path: plot_reliability("set", RANDOM.random(40), UNSAFE, path),
+    "reliability of one probability": lambda path: plot_reliability("set", np.full(40, 0.5), UNSAFE, path),
+    "shares": lambda path: plot_shares("title", {"one": {"a": 0.5, "b": 1.0}, "other": {"a": 0, "b": 0.1}}, path),
+    "shares of nothing": lambda path: plot_shares("title", {"one": {"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.0}}, path),
     "learning curve": lambda path: plot_learning_curve(HISTORY, path),
     "learning curve of one step": lambda path: plot_learning_curve(HISTORY[:1], path),
 }
@@ -43,6 +54,22 @@ def test_a_png_is_drawn(name: str, tmp_path: Path) -> None:
     assert width > 400
     assert height > 300
     assert [p.name for p in path.parent.iterdir()] == ["picture.png"]
+
+
+def test_the_reliability_diagram_says_the_expected_calibration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def remembered(figure: Figure, target: Path, **options: object) -> None:
+        drawn.append(figure)
+        save(figure, target, **options)
+
+    monkeypatch.setattr(Figure, "savefig", remembered)
+    plot_reliability("set", np.array([0.2, 0.2, 0.9, 0.9]), np.array([False, True, True, False]), tmp_path / "r.png")
+    [figure] = drawn
+    assert figure.axes[0].get_title() == "Reliability of set: expected calibration error 0.350"
 
 
 def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast, get_args
 
 import torch
@@ -25,6 +26,7 @@ def load_encoder(
     pad_to_window: bool = False,
     precision: str | None = None,
     threads: int | None = None,
+    layers: Sequence[int] | None = None,
 ) -> TextEncoder:
     """A text encoder by name, frozen and ready.
 
@@ -33,9 +35,11 @@ def load_encoder(
     there is one. pad_to_window: pad every prompt to the encoder's window and count the padding as tokens, as the
     published Latent Guard does; Hugging Face CLIP only. precision: "int8", "fp32", "bf16" or "fp16"; None is the
     encoder's own default. threads: processor threads, by default all that the process may use.
+    layers: those whose states are put side by side at each token, rising; 0 is the embeddings' output, and None is the
+    last layer alone.
 
-    Raises EncoderError for an unknown name, an encoder that can't be loaded, or an option it does not have, and
-    MissingDependencyError where the encoder's library is not installed.
+    Raises EncoderError for an unknown name, an encoder that can't be loaded, or an option or a layer it does not have,
+    and MissingDependencyError where the encoder's library is not installed.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,17 +53,19 @@ def load_encoder(
     if kind == "hf" and place:
         from latentguard.encoders.huggingface import HuggingFaceEncoder
 
-        return HuggingFaceEncoder(place, device=device, pad_to_window=pad_to_window, precision=chosen, threads=threads)
+        return HuggingFaceEncoder(
+            place, device=device, pad_to_window=pad_to_window, precision=chosen, threads=threads, layers=layers
+        )
     if pad_to_window:
         raise EncoderError(f"{name}: pad_to_window is for Hugging Face CLIP text towers only")
     if name == DEFAULT_ENCODER:
         from latentguard.encoders.embedded import EmbeddedEncoder
 
-        return EmbeddedEncoder(device=device, precision=chosen, threads=threads)
+        return EmbeddedEncoder(device=device, precision=chosen, threads=threads, layers=layers)
     if kind == "open_clip" and place:
         from latentguard.encoders.openclip import OpenClipEncoder
 
-        return OpenClipEncoder(place, device=device, precision=chosen, threads=threads)
+        return OpenClipEncoder(place, device=device, precision=chosen, threads=threads, layers=layers)
     raise EncoderError(f'{name!r}: not an encoder; give "{DEFAULT_ENCODER}", "hf:ID" or "open_clip:ARCH:PRETRAINED"')
 
 

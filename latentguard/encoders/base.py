@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from latentguard.errors import EncoderError
+
 Pooling = Literal["mean", "eos", "cls"]
 Precision = Literal["int8", "fp32", "bf16", "fp16"]
 
@@ -24,10 +26,11 @@ OVERLAP = 1 / 4
 
 @dataclass(frozen=True)
 class TokenStates:
-    """The last layer's states of B texts, padded to L tokens; the only thing that leaves an encoder.
+    """The states of B texts, padded to L tokens; the only thing that leaves an encoder.
 
-    hidden: [B, L, D] float32. mask: [B, L] bool, True at real tokens (special tokens included). pooled: [B, D] float32.
-    All three are on the encoder's device. States where `mask` is False mean nothing.
+    hidden: [B, L, D] float32, at each token the states of the encoder's `layers` one after another, so that D is their
+    widths together. mask: [B, L] bool, True at real tokens (special tokens included). pooled: [B, D] float32, made
+    from `hidden`. All three are on the encoder's device. States where `mask` is False mean nothing.
     """
 
     hidden: Tensor
@@ -51,11 +54,15 @@ class TextEncoder(Protocol):
     """A frozen text encoder: evaluation mode, no gradients, no truncation.
 
     name: what a weights folder records, and what `load_encoder` takes: "minilm-l6", "hf:ID" or
-    "open_clip:ARCH:PRETRAINED". width: D. window: most tokens of one window, special tokens included. pooling: how
-    `pooled` is made from `hidden` (mean over real tokens; state at the end-of-text token; state of the first token).
+    "open_clip:ARCH:PRETRAINED". depth: number of layers. layers: those whose states make up `hidden`, rising; 0 is the
+    embeddings' output, `depth` the last layer. width: D, the width of one layer times `len(layers)`. window: most
+    tokens of one window, special tokens included. pooling: how `pooled` is made from `hidden` (mean over real tokens;
+    state at the end-of-text token; state of the first token).
     """
 
     name: str
+    depth: int
+    layers: tuple[int, ...]
     width: int
     window: int
     pooling: Pooling
@@ -72,6 +79,21 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> TokenStates:
         """Token states of the first window of each text: for concepts and other short texts."""
         ...
+
+
+def chosen_layers(encoder: str, layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The layers to take states from: those given, or the last alone for None.
+
+    Raises EncoderError, naming the encoder, unless they are whole numbers that rise strictly, from 0 (the embeddings'
+    output) to `depth` (the last layer), and at least one.
+    """
+    if layers is None:
+        return (depth,)
+    chosen = tuple(layers)
+    whole = all(isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer <= depth for layer in chosen)
+    if not chosen or not whole or list(chosen) != sorted(set(chosen)):
+        raise EncoderError(f"{encoder}: layers are numbers from 0 to {depth} that rise; got {list(chosen)}")
+    return chosen
 
 
 def split_windows(

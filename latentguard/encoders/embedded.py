@@ -22,7 +22,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from latentguard.encoders import model_cache
-from latentguard.encoders.base import Pooling, Precision, TokenStates, Window, available_cores, mean_pool, pad_windows
+from latentguard.encoders.base import (
+    Pooling,
+    Precision,
+    TokenStates,
+    Window,
+    available_cores,
+    chosen_layers,
+    mean_pool,
+    pad_windows,
+)
 from latentguard.encoders.model_cache import PublishedFile
 from latentguard.encoders.tokenization import WindowTokenizer
 from latentguard.errors import EncoderError
@@ -47,16 +56,17 @@ Forward = Callable[[Tensor, Tensor], TokenStates]
 
 
 class EmbeddedEncoder:
-    """all-MiniLM-L6-v2: width 384, windows of 64 tokens, mean pooling.
+    """all-MiniLM-L6-v2: six layers of width 384, windows of 64 tokens, mean pooling.
 
-    device: a CPU runs `backend` "onnx" unless told otherwise, a GPU always "torch". precision: "int8" (the default on
-    a CPU) or "fp32" for "onnx"; "fp32" (the default), or on a GPU "bf16" or "fp16" autocast, for "torch". threads:
+    device: a CPU runs `backend` "onnx" unless told otherwise, a GPU always "torch". precision: "int8" (the default on a
+    CPU) or "fp32" for "onnx"; "fp32" (the default), or on a GPU "bf16" or "fp16" autocast, for "torch". threads:
     processor threads, by default one for each core that the process may use; with "torch" it sets PyTorch's global
-    number. Raises EncoderError when the model's files are missing, are not the published ones or can't be cached, and
-    for a combination that does not exist.
+    number. layers: as for `load_encoder`; "onnx" computes none above the highest. Raises EncoderError when the model's
+    files are missing, are not the published ones or can't be cached, and for a combination or a layer that does not
+    exist.
 
-    The int8 states have a mean cosine of 0.998 with the float32 ones, and those of a text do not depend on the batch
-    it is in.
+    The int8 states of the last layer have a mean cosine of 0.998 with the float32 ones, and those of a text do not
+    depend on the batch it is in.
     """
 
     name = NAME
@@ -70,12 +80,16 @@ class EmbeddedEncoder:
         precision: Precision | None = None,
         threads: int | None = None,
         backend: Backend | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.backend: Backend = backend or ("onnx" if self.device.type == "cpu" else "torch")
         self.precision: Precision = precision or ("int8" if self.backend == "onnx" else "fp32")
         folder = model_folder("config.json", "tokenizer.json")
-        self.width: int = _config(folder)["hidden_size"]
+        config = _config(folder)
+        self.depth: int = config["num_hidden_layers"]
+        self.layers = chosen_layers(NAME, layers, self.depth)
+        self.width: int = config["hidden_size"] * len(self.layers)
         self._tokenizer = WindowTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW)
         self._forward = self._load(threads)
 
@@ -90,9 +104,9 @@ class EmbeddedEncoder:
 
     def _load(self, threads: int | None) -> Forward:
         if self.backend == "torch":
-            return _torch_forward(self.device, self.precision, threads)
+            return _torch_forward(self.device, self.precision, threads, self.layers)
         if self.device.type == "cpu" and (self.precision == "int8" or self.precision == "fp32"):
-            return _onnx_forward(self.precision, threads or available_cores())
+            return _onnx_forward(self.precision, threads or available_cores(), self.layers)
         raise EncoderError(f"{NAME}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
 
 
@@ -113,7 +127,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _onnx_forward(precision: Literal["int8", "fp32"], threads: int) -> Forward:
+def _onnx_forward(precision: Literal["int8", "fp32"], threads: int, layers: Sequence[int]) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -121,7 +135,7 @@ def _onnx_forward(precision: Literal["int8", "fp32"], threads: int) -> Forward:
     options.inter_op_num_threads = 1
     # Threads that wait for the next prompt must not take the cores from PyTorch, which scores this one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(_graph(precision), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_graph(precision, layers), options, providers=["CPUExecutionProvider"])
 
     def forward(ids: Tensor, mask: Tensor) -> TokenStates:
         inputs = {"ids": ids.numpy().astype(np.int32), "mask": mask.numpy().astype(np.int32)}
@@ -131,21 +145,21 @@ def _onnx_forward(precision: Literal["int8", "fp32"], threads: int) -> Forward:
     return forward
 
 
-def _graph(precision: Literal["int8", "fp32"]) -> bytes:
+def _graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
     """The model as an ONNX graph, made at first use and then read from the cache.
 
     ONNX Runtime optimises it anew each time it is loaded, so the cached graph suits every version and processor.
     """
-    stem, suffix = f"{precision}-r{_GRAPH_RECIPE}", ".onnx"
+    stem, suffix = f"{precision}-l{'.'.join(map(str, layers))}-r{_GRAPH_RECIPE}", ".onnx"
     folder = model_cache.cache_folder() / NAME
     graph = model_cache.read_content_named(folder, stem, suffix)
     if graph is None:
-        graph = _build_graph(precision)
+        graph = _build_graph(precision, layers)
         model_cache.store_content_named(folder, stem, suffix, graph)
     return graph
 
 
-def _build_graph(precision: Literal["int8", "fp32"]) -> bytes:
+def _build_graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
     from safetensors.numpy import load_file
 
     from latentguard.encoders.onnx_bert import BertShape, bert_graph
@@ -153,18 +167,17 @@ def _build_graph(precision: Literal["int8", "fp32"]) -> bytes:
     folder = model_folder("config.json", "model.safetensors")
     config = _config(folder)
     shape = BertShape(
-        layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         norm_epsilon=config["layer_norm_eps"],
         window=_POSITIONS,
     )
-    return bert_graph(load_file(folder / "model.safetensors"), shape, precision)
+    return bert_graph(load_file(folder / "model.safetensors"), shape, layers, precision)
 
 
-def _torch_forward(device: torch.device, precision: Precision, threads: int | None) -> Forward:
+def _torch_forward(device: torch.device, precision: Precision, threads: int | None, layers: Sequence[int]) -> Forward:
     from transformers import BertModel
 
-    from latentguard.encoders.huggingface import quiet_transformers
+    from latentguard.encoders.huggingface import layer_states, quiet_transformers
     from latentguard.encoders.torch_runtime import TorchRuntime
 
     runtime = TorchRuntime(NAME, device, precision, threads)
@@ -176,7 +189,7 @@ def _torch_forward(device: torch.device, precision: Precision, threads: int | No
     def forward(ids: Tensor, mask: Tensor) -> TokenStates:
         mask = mask.to(device)
         with runtime.running():
-            hidden = model(input_ids=ids.to(device), attention_mask=mask).last_hidden_state.float()
+            hidden = layer_states(model, layers, input_ids=ids.to(device), attention_mask=mask)
         return TokenStates(hidden=hidden, mask=mask, pooled=mean_pool(hidden, mask))
 
     return forward

@@ -15,10 +15,20 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from latentguard.encoders.base import Pooling, Precision, TokenStates, Window, last_state, mean_pool, pad_windows
+from latentguard.encoders.base import (
+    Pooling,
+    Precision,
+    TokenStates,
+    Window,
+    chosen_layers,
+    last_state,
+    mean_pool,
+    pad_windows,
+)
 from latentguard.encoders.tokenization import WindowTokenizer
 from latentguard.encoders.torch_runtime import TorchRuntime
 from latentguard.errors import EncoderError
@@ -52,9 +62,12 @@ _FAILURES = (
 class HuggingFaceEncoder:
     """A text encoder in transformers, named "hf:PLACE" after a hub id or a folder.
 
-    CLIP text towers: `hidden` is the last layer after the final layer norm, `pooled` that state at the end-of-text
-    token (`pooler_output`), before any projection; windows of 77. BERT-like encoders: mean pooling, or that of the
-    first token where the repository's sentence-transformers settings say so. T5 encoders: mean pooling.
+    layers: as for `load_encoder`. Where the model ends in a norm (CLIP, T5, ModernBERT), the last layer's states are
+    those after it, and no other layer's are normed.
+
+    CLIP text towers: `hidden` is by default the last layer, `pooled` that state at the end-of-text token
+    (`pooler_output`), before any projection; windows of 77. BERT-like encoders: mean pooling, or that of the first
+    token where the repository's sentence-transformers settings say so. T5 encoders: mean pooling.
 
     pad_to_window, for CLIP alone: every window is padded to its full length with the tokenizer's padding token, and
     `mask` is True at the padding too, since the published Latent Guard attends over all 77 positions. A CLIP tower
@@ -73,6 +86,7 @@ class HuggingFaceEncoder:
         pad_to_window: bool = False,
         precision: Precision | None = None,
         threads: int | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self.name = f"hf:{place}"
         self.device = device
@@ -88,7 +102,9 @@ class HuggingFaceEncoder:
         self._pad_to_window = pad_to_window
         self._runtime = TorchRuntime(self.name, device, precision, threads)
         self._model = self._runtime.frozen(self._load_model(place, config))
-        self.width: int = self._model.config.hidden_size
+        self.depth: int = self._model.config.num_hidden_layers
+        self.layers = chosen_layers(self.name, layers, self.depth)
+        self.width: int = self._model.config.hidden_size * len(self.layers)
         settings = {} if self._causal or kind in _T5 else _sentence_settings(place)
         self.pooling: Pooling = "eos" if self._causal else self._sentence_pooling(settings)
         self._load_tokenizer(place, settings)
@@ -101,7 +117,7 @@ class HuggingFaceEncoder:
         ids, mask = ids.to(self.device), mask.to(self.device)
         with self._runtime.running():
             attention = {} if self._causal else {"attention_mask": mask}
-            hidden = self._model(input_ids=ids, **attention).last_hidden_state.float()
+            hidden = layer_states(self._model, self.layers, input_ids=ids, **attention)
         if self.pooling == "eos":
             pooled = last_state(hidden, mask)
         elif self.pooling == "cls":
@@ -165,6 +181,15 @@ class HuggingFaceEncoder:
         except _FAILURES as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise EncoderError(f"{self.name}: can't be loaded: {reason}") from error
+
+
+def layer_states(model: Any, layers: Sequence[int], **inputs: Tensor) -> Tensor:
+    """The states [B, L, D] float32 of a transformers model's layers, side by side in the order given."""
+    last = model.config.num_hidden_layers
+    output = model(**inputs, output_hidden_states=tuple(layers) != (last,))
+    # The last entry of `hidden_states` is the last layer before CLIP's final norm, but after that of others.
+    states = [output.last_hidden_state if layer == last else output.hidden_states[layer] for layer in layers]
+    return torch.cat([state.float() for state in states], dim=-1)
 
 
 def _positions(config: Any) -> int | None:

@@ -11,13 +11,13 @@ prompt's states do not depend on the prompts it shares a batch with, and they st
 inputs of the last product of each layer, the outputs of GELU, are never below -0.17; shifted by that much they use all
 256 levels, and the shift is taken back in the bias.
 
-Graph inputs: ids [B, L] int32, mask [B, L] int32, 1 at real tokens. Outputs: hidden [B, L, D] float32, and pooled
-[B, D] float32, the mean of the states at real tokens.
+Graph inputs: ids [B, L] int32, mask [B, L] int32, 1 at real tokens. Outputs: hidden [B, L, D] float32, at each token
+the states of the layers asked for, one after another, and pooled [B, D] float32, their mean over the real tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,15 +38,19 @@ Array = NDArray[Any]
 class BertShape:
     """What a BERT's weights don't tell about themselves."""
 
-    layers: int
     heads: int
     norm_epsilon: float
     window: int
 
 
-def bert_graph(weights: Mapping[str, Array], shape: BertShape, precision: Literal["int8", "fp32"]) -> bytes:
-    """The serialised ONNX model of a BERT encoder (no pooler) with exact GELU, from its Hugging Face weights."""
-    return _BertGraph(weights, shape, precision).serialised()
+def bert_graph(
+    weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int], precision: Literal["int8", "fp32"]
+) -> bytes:
+    """The serialised ONNX model of a BERT encoder (no pooler) with exact GELU, from its Hugging Face weights.
+
+    layers: those whose states it gives, in that order; 0 is the embeddings' output. It ends with the highest of them.
+    """
+    return _BertGraph(weights, shape, precision).serialised(layers)
 
 
 class _BertGraph:
@@ -57,13 +61,13 @@ class _BertGraph:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
-    def serialised(self) -> bytes:
-        states = self._embeddings()
-        for layer in range(self._shape.layers):
-            states = self._layer(states, f"encoder.layer.{layer}")
-        self._add("Identity", [states], "hidden")
+    def serialised(self, layers: Sequence[int]) -> bytes:
+        states = [self._embeddings()]
+        for layer in range(max(layers)):
+            states.append(self._layer(states[layer], f"encoder.layer.{layer}"))
+        self._add("Concat", [states[layer] for layer in layers], "hidden", axis=2)
         self._mean("hidden")
-        width = self._weights["embeddings.word_embeddings.weight"].shape[1]
+        width = self._weights["embeddings.word_embeddings.weight"].shape[1] * len(layers)
         graph = helper.make_graph(
             self._nodes,
             "bert",

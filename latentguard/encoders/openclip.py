@@ -9,17 +9,19 @@ exact to the character, except in a word whose length the cleaning changed, whos
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
 
 from latentguard.encoders.base import (
     Pooling,
     Precision,
     TokenStates,
     Window,
+    chosen_layers,
     last_state,
     pad_windows,
     split_windows,
@@ -35,10 +37,11 @@ _FAILURES = (OSError, ValueError, KeyError, RuntimeError, AssertionError)  # wha
 class OpenClipEncoder:
     """A text tower of open_clip, named "open_clip:ARCH:PRETRAINED"; an empty PRETRAINED gives random weights.
 
-    `hidden` is the state of every position after the final layer norm, `pooled` that of the end-of-text token, before
-    any projection; windows of the tower's context length, 77 for most. PRETRAINED is a tag of open_clip or a
-    checkpoint file. Raises MissingDependencyError where open_clip is not installed, and EncoderError for an unknown
-    name, weights that can't be had, and a tower of another kind (Hugging Face towers, SigLIP, CoCa).
+    `hidden` is by default the state of every position after the final layer norm, `pooled` that of the end-of-text
+    token, before any projection; windows of the tower's context length, 77 for most. layers: as for `load_encoder`; the
+    final norm is the last layer's alone. PRETRAINED is a tag of open_clip or a checkpoint file. Raises
+    MissingDependencyError where open_clip is not installed, and EncoderError for an unknown name, weights that can't be
+    had, and a tower of another kind (Hugging Face towers, SigLIP, CoCa).
     """
 
     pooling: Pooling = "eos"
@@ -50,6 +53,7 @@ class OpenClipEncoder:
         device: torch.device,
         precision: Precision | None = None,
         threads: int | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self.name = f"open_clip:{place}"
         self.device = device
@@ -57,7 +61,9 @@ class OpenClipEncoder:
         architecture, _, pretrained = place.partition(":")
         tower, tokenizer = self._load(architecture, pretrained)
         self._tower = self._runtime.frozen(tower)
-        self.width: int = tower.ln_final.normalized_shape[0]
+        self.depth = len(tower.transformer.resblocks)
+        self.layers = chosen_layers(self.name, layers, self.depth)
+        self.width: int = tower.ln_final.normalized_shape[0] * len(self.layers)
         self.window: int = tower.context_length
         self._tokenizer = _CleaningTokenizer(tokenizer)
 
@@ -70,17 +76,23 @@ class OpenClipEncoder:
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
         ids, mask = pad_windows(windows, _PAD_ID)
         ids, mask = ids.to(self.device), mask.to(self.device)
-        length = ids.shape[1]
-        tower = self._tower
         with self._runtime.running():
-            # As open_clip's encode_text, cut to the longest text: under the causal mask nothing after it matters.
-            states = tower.token_embedding(ids) + tower.positional_embedding[:length]
-            states = tower.transformer(states, attn_mask=tower.attn_mask[:length, :length])
-            hidden = tower.ln_final(states).float()
+            states = [state for layer, state in enumerate(self._states(ids)) if layer in self.layers]
+            hidden = torch.cat([state.float() for state in states], dim=-1)
         return TokenStates(hidden, mask, last_state(hidden, mask))
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
+
+    def _states(self, ids: Tensor) -> Iterator[Tensor]:
+        """The states [B, L, D] of each layer in turn, from the embeddings' to the highest layer asked for."""
+        # As open_clip's encode_text, cut to the longest text: under the causal mask nothing after it matters.
+        tower, length = self._tower, ids.shape[1]
+        states = tower.token_embedding(ids) + tower.positional_embedding[:length]
+        yield states
+        for layer, block in enumerate(tower.transformer.resblocks[: self.layers[-1]], start=1):
+            states = block(states, attn_mask=tower.attn_mask[:length, :length])
+            yield tower.ln_final(states) if layer == self.depth else states
 
     def _load(self, architecture: str, pretrained: str) -> tuple[Any, Any]:
         try:

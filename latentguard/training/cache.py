@@ -2,7 +2,7 @@
 
 A cache folder belongs to one encoder and holds
 
-    meta.json    format version, and the encoder's name, width and precision
+    meta.json    format version, and the encoder's name, width, layers and precision
     states.f16   [rows, D] float16, little-endian, append only: for each text its pooled state, then its L token states
     index.bin    28 bytes per text: blake2b-16 of the text, uint64 first row, uint32 number of rows (1 + L)
     lock         held by the one process that may write
@@ -195,6 +195,7 @@ class TokenStateCache:
             "format": FORMAT,
             "encoder": self._encoder.name,
             "width": self.width,
+            "layers": list(self._encoder.layers),
             "precision": getattr(self._encoder, "precision", None),  # int8 states are not fp32 states
         }
         if not path.exists():
@@ -209,9 +210,10 @@ class TokenStateCache:
             raise DataError(f"{path}: not JSON") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DataError(f"{path}: not a token state cache of format {FORMAT}")
-        if found != mine:
-            raise EncoderError(f"{self.folder}: holds the states of another encoder ({found.get('encoder')!r}) "
-                               f"than {self._encoder.name!r}, or of another width or precision")  # fmt: skip
+        last_alone = [self._encoder.depth]  # what a cache holds that was made before layers could be chosen
+        if {"layers": last_alone, **found} != mine:
+            raise EncoderError(f"{self.folder}: holds the states of another encoder ({found.get('encoder')!r}) than "
+                               f"{self._encoder.name!r}, or of another width, precision or other layers")  # fmt: skip
 
     def _load(self) -> None:
         """Read the index as far as it is whole and its states are there."""

@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from .concept_names import NameMatcher, Naming
-from .wording import content_words, derivation_stem, words
+from latentguard.naming import NameMatcher, Naming
+from latentguard.wording import content_words, derivation_stem, words
 
 LONGEST_BLOCK = 24
 TYPICAL_BLOCK = 10

@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from latentguard.errors import DataError
+from latentguard.naming import NameMatcher, Naming
 from latentguard.records import read_prompts
+from latentguard.wording import stem_families, text_key
 
-from .concept_names import NameMatcher, Naming
 from .concept_placing import place_concepts
 from .formats import RawFile, RawPair, read_file
-from .wording import stem_families, text_key
 
 PathLike = str | Path
+
+_CATEGORIES_MISSPELT = {"harrasment": "harassment"}
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def read_pairs(
         elif pair.concept is None:
             dropped["not_placed"] += 1
         elif unsafe not in kept:
-            kept[unsafe] = TrainingPair(pair.concept, pair.unsafe, pair.safe, pair.category, pair.source)
+            kept[unsafe] = TrainingPair(pair.concept, pair.unsafe, pair.safe, _category(pair.category), pair.source)
         else:
             dropped["duplicates"] += 1
             if kept[unsafe].safe is None and pair.safe is not None:
-                kept[unsafe] = TrainingPair(pair.concept, pair.unsafe, pair.safe, pair.category, pair.source)
+                kept[unsafe] = TrainingPair(pair.concept, pair.unsafe, pair.safe, _category(pair.category), pair.source)
     pairs = list(kept.values())
     report = PairReport(
         rows_read=sum(file.rows for file in files),
@@ -135,6 +137,21 @@ def read_pairs(
         **dropped,
     )
     return pairs, report
+
+
+def without_excluded(
+    pairs: Iterable[TrainingPair], exclude_prompts: Iterable[str] = (), exclude_concepts: Iterable[str] = ()
+) -> list[TrainingPair]:
+    """The pairs that :func:`read_pairs` would not have excluded, by the same comparison."""
+    texts = {text_key(text) for text in exclude_prompts}
+    matcher = NameMatcher(list(dict.fromkeys(exclude_concepts)))
+    return [
+        pair
+        for pair in pairs
+        if not texts & {text_key(pair.unsafe), text_key(pair.safe or pair.unsafe)}
+        and not _names_any(matcher, pair.concept)
+        and not _names_any(matcher, pair.unsafe)
+    ]
 
 
 def read_negatives(paths: PathLike | Iterable[PathLike], *, exclude_prompts: Iterable[str] = ()) -> list[str]:
@@ -189,6 +206,11 @@ def _placed(path: Path, file: RawFile, concepts: Sequence[str] | None) -> RawFil
     names = place_concepts([pair.unsafe for pair in file.pairs], [pair.category or "" for pair in file.pairs], concepts)
     placed: list[RawPair] = [replace(pair, concept=name) for pair, name in zip(file.pairs, names, strict=True)]
     return replace(file, pairs=placed)
+
+
+def _category(name: str | None) -> str | None:
+    """A category's name as the project writes it; data sets differ in case, and CoProV2 misspells one."""
+    return None if name is None else _CATEGORIES_MISSPELT.get(name.casefold(), name.casefold())
 
 
 def _names_any(matcher: NameMatcher, text: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,14 +19,20 @@ from latentguard.encoders.base import TextEncoder
 from latentguard.encoders.model_cache import cache_folder
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
+from latentguard.heads import Heads
+from latentguard.lexicon import WordRarity
+from latentguard.normalize import normalize
 from latentguard.plots import plot_learning_curve
 from latentguard.policy import Policy
 from latentguard.records import ConceptEntry, read_concepts, read_prompts
 from latentguard.shipped import shipped_path
 from latentguard.training.cache import TokenStateCache
-from latentguard.training.pairs import PairReport, read_negatives, read_pairs
+from latentguard.training.combining import distinct, fit_combination, fit_scale
+from latentguard.training.pairs import PairReport, TrainingPair, read_negatives, read_pairs, without_excluded
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 from latentguard.weights import DEFAULT_MODEL, WeightsConfig, save_weights
+
+_REFERENCE = 1_200  # harmless prompts by whose scores the concepts' scale is fitted
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class TrainingRun:
         calibrate: a file of harmless prompts that the threshold is set on; those held out of training if left out.
         false_positive_rate: the share of them that may be blocked.
         encoder: the encoder's name.
+        layers: the encoder's layers whose states are used, side by side; the last alone if left out.
+        grammar: pairs, and as many harmless prompts, that the built-in grammar adds to the data.
         cache: where token states are kept; the user's cache folder if left out.
     """
 
@@ -57,6 +66,8 @@ class TrainingRun:
     false_positive_rate: float = 0.01
     encoder: str = DEFAULT_MODEL
     device: str = "auto"
+    layers: Sequence[int] | None = None
+    grammar: int = 0
     cache: Path | None = None
     resume: bool = False
     arguments: TrainingArguments = field(default_factory=TrainingArguments)
@@ -69,40 +80,44 @@ class TrainingRun:
             LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on.
         """
         names = [entry.name for path in self.concept_names for entry in read_concepts(path)]
-        excluded = {row.prompt for path in self.exclude_prompts for row in read_prompts(path)}
+        excluded_prompts = {row.prompt for path in self.exclude_prompts for row in read_prompts(path)}
+        excluded_concepts = {entry.name for path in self.exclude_concepts for entry in read_concepts(path)}
         pairs, report = read_pairs(
-            self.data,
-            concepts=names or None,
-            exclude_prompts=excluded,
-            exclude_concepts={entry.name for path in self.exclude_concepts for entry in read_concepts(path)},
+            self.data, concepts=names or None, exclude_prompts=excluded_prompts, exclude_concepts=excluded_concepts
         )
-        negatives = read_negatives(self.negatives, exclude_prompts=excluded)
+        negatives = [read_negatives([path], exclude_prompts=excluded_prompts) for path in self.negatives]
+        written = self._written(excluded_prompts, excluded_concepts)
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
-        harmless = self._calibration_prompts(negatives)
-        encoder = load_encoder(self.encoder, device=self.device)
+        harmless = self._calibration_prompts([text for group in negatives for text in group])
+        encoder = load_encoder(self.encoder, device=self.device, layers=self.layers)
         trainer = Trainer(
             encoder,
             TokenStateCache(self._cache_folder(encoder), encoder),
-            pairs,
-            negatives,
+            [*pairs, *written[0]],
+            [*negatives, written[1]],
             self.arguments,
             self.output / "training",
             torch.device(encoder.device),
         )
         result = trainer.train(resume=self.resume)
+        heads = self._heads(encoder, trainer, result, bank)
         plot_learning_curve(result.history, self.output / "training" / "learning_curve.png")
         harmless = harmless or trainer.held_out_harmless
-        threshold = self._threshold(encoder, result, bank, harmless)
+        threshold = self._threshold(encoder, result, heads, bank, harmless)
         config = WeightsConfig(
             encoder=encoder.name,
             shape=result.mapping.shape,
             threshold=math.ceil(threshold * 1e4) / 1e4,  # upwards, so that no more are blocked
+            layers=encoder.layers if self.layers is not None else None,
+            prompt_head=None if heads is None else heads.prompt_head.shape,
+            combination=None if heads is None else heads.combination,
             training={
                 "command": self.command,
                 "data": {path.name: _sha256(path) for path in self._files()},
                 "recipe": asdict(self.arguments),
                 "pairs": report.as_dict(),
-                "negatives": len(negatives),
+                "negatives": sum(len(group) for group in negatives),
+                "grammar": {"pairs": len(written[0]), "harmless": len(written[1])},
                 "held_out_concepts": result.best,
                 "calibration": {
                     "source": "harmless prompts held out of training"
@@ -113,7 +128,37 @@ class TrainingRun:
                 },
             },
         )
-        return save_weights(self.output, result.mapping, config, bank, _card(config)), report, result
+        folder = save_weights(self.output, result.mapping, config, bank, _card(config), heads)
+        return folder, report, result
+
+    def _written(
+        self, excluded_prompts: Collection[str], excluded_concepts: Collection[str]
+    ) -> tuple[list[TrainingPair], list[str]]:
+        """What the grammar adds, without whatever is excluded."""
+        if not self.grammar:
+            return [], []
+        from latentguard.synthesis.grammar import Grammar
+
+        grammar = Grammar.load()
+        pairs = without_excluded(grammar.pairs(self.grammar, self.arguments.seed), excluded_prompts, excluded_concepts)
+        harmless = grammar.harmless(self.grammar, self.arguments.seed)
+        return pairs, [text for text in harmless if text not in excluded_prompts]
+
+    def _heads(
+        self, encoder: TextEncoder, trainer: Trainer, result: TrainingResult, bank: Sequence[ConceptEntry]
+    ) -> Heads | None:
+        if result.prompt_head is None:
+            return None
+        harmless = trainer.harmless_texts
+        seed = self.arguments.seed
+        reference = random.Random(seed).sample(harmless, min(_REFERENCE, len(harmless)))
+        scale = fit_scale(result.mapping, encoder, trainer.cache, trainer.table.concepts, reference, seed)
+        rarity = WordRarity.of(normalize(text) for text in harmless)
+        known = distinct([*trainer.table.concepts, *trainer.held_out.concepts])
+        combination = fit_combination(
+            result.mapping, result.prompt_head, scale, rarity, encoder, trainer.cache, trainer.held_out, [known, bank]
+        )
+        return Heads(result.prompt_head, scale, combination, rarity)
 
     def _files(self) -> list[Path]:
         return [*self.data, *self.negatives, *([] if self.calibrate is None else [self.calibrate])]
@@ -129,13 +174,19 @@ class TrainingRun:
     def _cache_folder(self, encoder: TextEncoder) -> Path:
         if self.cache is not None:
             return self.cache
-        name = f"{encoder.name}-{getattr(encoder, 'precision', 'fp32')}"
+        layers = "-".join(str(layer) for layer in encoder.layers)
+        name = f"{encoder.name}-{getattr(encoder, 'precision', 'fp32')}-layers-{layers}"
         return cache_folder() / "token-states" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
 
     def _threshold(
-        self, encoder: TextEncoder, result: TrainingResult, bank: Sequence[ConceptEntry], harmless: Sequence[str]
+        self,
+        encoder: TextEncoder,
+        result: TrainingResult,
+        heads: Heads | None,
+        bank: Sequence[ConceptEntry],
+        harmless: Sequence[str],
     ) -> float:
-        guard = LatentGuard(encoder, result.mapping, bank, Policy(0.0))
+        guard = LatentGuard(encoder, result.mapping, bank, Policy(0.0), heads)
         return threshold_for(np.asarray(guard.score(harmless)), self.false_positive_rate)
 
 

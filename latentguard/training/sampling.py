@@ -63,10 +63,13 @@ class Batch:
         return np.concatenate([self.unsafe, self.twins, self.negatives])
 
 
-def draw_batch(table: PairTable, negatives: Places, *, concepts: int, harmless: int, seed: int, step: int) -> Batch:
+def draw_batch(
+    table: PairTable, negatives: Sequence[Places], *, concepts: int, harmless: int, seed: int, step: int
+) -> Batch:
     """The batch of a step: ``concepts`` concepts, their unsafe prompts and safe twins, ``harmless`` further negatives.
 
-    A concept's prompt is drawn evenly among its own, so that concepts with many prompts don't count more.
+    A concept's prompt is drawn evenly among its own, so that concepts with many prompts don't count more. Of the
+    groups of negatives each has a share that grows with the square root of its size.
     """
     rng = np.random.default_rng([seed, step])
     chosen = rng.choice(len(table.concepts), size=min(concepts, len(table.concepts)), replace=False)
@@ -78,5 +81,14 @@ def draw_batch(table: PairTable, negatives: Places, *, concepts: int, harmless: 
         unsafe=table.unsafe[rows],
         twins=twins[twins >= 0],
         twin_of=np.flatnonzero(twins >= 0).astype(np.int64),
-        negatives=rng.choice(negatives, size=min(harmless, len(negatives)), replace=False),
+        negatives=_draw(rng, negatives, harmless),
     )
+
+
+def _draw(rng: np.random.Generator, groups: Sequence[Places], count: int) -> Places:
+    """``count`` entries of the groups without repetition, or all where there are no more."""
+    entries = np.concatenate([np.empty(0, dtype=np.int64), *groups])
+    if len(entries) <= count:
+        return entries
+    each = np.concatenate([np.full(len(group), len(group) ** -0.5) for group in groups])
+    return rng.choice(entries, size=count, replace=False, p=each / each.sum())

@@ -22,20 +22,24 @@ from latentguard.encoders.base import TextEncoder
 from latentguard.errors import DataError
 from latentguard.files import atomic_path
 from latentguard.mapping import MappingLayer, MappingShape
+from latentguard.naming import NameMatcher
 from latentguard.normalize import normalize
+from latentguard.prompt_head import PromptHead, PromptHeadShape, any_category
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from latentguard.training.concept_names import NameMatcher
-from latentguard.training.losses import two_way_contrastive
+from latentguard.training.losses import SOME_CATEGORY, UNLABELLED, prompt_loss, two_way_contrastive
+from latentguard.training.mentions import SOURCE as MENTION
 from latentguard.training.mentions import mention
 from latentguard.training.pairs import TrainingPair, split_concepts
-from latentguard.training.sampling import Batch, PairTable, Places, draw_batch, tabulate
+from latentguard.training.sampling import Batch, Places, draw_batch, tabulate
 
 _CHECKPOINT = "checkpoint.safetensors"
 _METRICS = "metrics.json"
 _HELD_OUT_NEGATIVES = 0.05
 _MOST_HELD_OUT_NEGATIVES = 1_000
 _SCORED_AT_A_TIME = 48
+# By which figure of an evaluation the best weights of a part are told.
+_DECIDES = {"mapping": "auc", "prompt_head": "auc_prompts"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,14 @@ class TrainingArguments:
     Attributes:
         epochs: passes over as many prompts as there are pairs.
         concepts_per_batch: concepts in a batch, each with one unsafe prompt and its safe twin.
-        negatives_per_batch: further harmless prompts in a batch.
+        negatives_per_batch: further harmless prompts in a batch; each group of them has a share that grows with the
+            square root of its size, so that a few hundred prompts in users' style aren't lost among captions.
         learning_rate: the highest; reached after ``warmup``, a share of all steps, then falling as a cosine to 0.
         weight_decay: AdamW's.
         mentions: pairs made for each concept by setting its name into harmless prompts; see ``training.mentions``.
         token_dropout: the share of a prompt's token states left out at random in a step.
+        hidden: the hidden width of the prompt head; 0 trains none.
+        head_dropout: the share of the prompt head's inputs and hidden units left out at random in a step.
         averaging: the decay of the running average of the weights; the average is what is evaluated and kept.
         held_out: the share of the concepts kept out of training, to stop by.
         evaluate_every: steps between evaluations on the held-out concepts; a checkpoint is written at each.
@@ -59,12 +66,14 @@ class TrainingArguments:
 
     epochs: int = 3
     concepts_per_batch: int = 64
-    negatives_per_batch: int = 64
+    negatives_per_batch: int = 96
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     mentions: int = 10
     token_dropout: float = 0.1
+    hidden: int = 192
+    head_dropout: float = 0.2
     averaging: float = 0.98
     held_out: float = 0.05
     evaluate_every: int = 100
@@ -74,19 +83,31 @@ class TrainingArguments:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained layer (the best by held-out AUC, on the CPU), and the evaluations in order."""
+    """A trained layer and prompt head (each the best by held-out AUC, on the CPU), and the evaluations in order."""
 
     mapping: MappingLayer
+    prompt_head: PromptHead | None
     best: dict[str, float]
     history: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class _HeldOut:
-    embeddings: Tensor
+class HeldOut:
+    """What training doesn't see: the unsafe prompts of the held-out concepts, their safe twins, and negatives.
+
+    Attributes:
+        concepts: the held-out concepts.
+        prompts: all prompts' places in the cache [n], ``texts`` the prompts themselves.
+        unsafe, twin: which of them are unsafe, and which are safe twins, bool [n].
+        mention: which of the unsafe ones merely mention a concept in a harmless prompt, bool [n].
+    """
+
+    concepts: tuple[str, ...]
+    texts: tuple[str, ...]
     prompts: Places
     unsafe: np.ndarray
     twin: np.ndarray
+    mention: np.ndarray
 
 
 class Trainer:
@@ -104,7 +125,7 @@ class Trainer:
         encoder: TextEncoder,
         cache: TokenStateCache,
         pairs: Sequence[TrainingPair],
-        negatives: Sequence[str],
+        negatives: Sequence[Sequence[str]],
         arguments: TrainingArguments,
         output: Path,
         device: torch.device,
@@ -116,29 +137,50 @@ class Trainer:
         train, held_out = split_concepts(pairs, held_out=arguments.held_out, seed=arguments.seed)
         if not train or not held_out:
             raise DataError("too few concepts to train on some and hold others out")
-        negatives = random.Random(arguments.seed).sample(list(negatives), len(negatives))
-        kept_back = min(_MOST_HELD_OUT_NEGATIVES, int(len(negatives) * _HELD_OUT_NEGATIVES))
-        kept, negatives = negatives[:kept_back], negatives[kept_back:]
+        kept, groups = _kept_back(negatives, arguments.seed)
+        harmless = [text for group in groups for text in group]
         train, held_out = (
-            side + _mentions(side, harmless, arguments) for side, harmless in ((train, negatives), (held_out, kept))
+            side + _mentions(side, texts, arguments) for side, texts in ((train, harmless), (held_out, kept))
         )
         names = NameMatcher(concepts := sorted({pair.concept for pair in train}))
-        train = [_without_naming_twin(pair, names, concepts) for pair in train]
+        naming_twins = [pair.safe for pair in train if pair.safe is not None and _names_own(pair, names, concepts)]
+        groups.append(list(dict.fromkeys(naming_twins)))
+        train = [replace(pair, safe=None) if _names_own(pair, names, concepts) else pair for pair in train]
         texts = [text for pair in [*train, *held_out] for text in (pair.unsafe, pair.safe) if text is not None]
-        normalized = {text: normalize(text) for text in [*texts, *negatives, *kept]}
+        texts += [text for group in [*groups, kept] for text in group]
+        normalized = {text: normalize(text) for text in texts}
         self._texts = hashlib.sha256("\0".join(normalized).encode("utf-8", "surrogatepass")).hexdigest()
         cache.fill(list(dict.fromkeys(normalized.values())))
         entries = cache.positions(list(normalized.values())).tolist()
         places = dict(zip(normalized, entries, strict=True))
         self._named = {place: list(names.find(text)) for text, place in places.items()}
+        self.categories = tuple(sorted({pair.category for pair in pairs if pair.category is not None}))
         self.table = tabulate(train, places)
+        self._labels = self._labelled(train, groups, places)
         self.embeddings = _embed(encoder, self.table.concepts).to(device)
-        self.negatives = np.array([places[text] for text in negatives], dtype=np.int64)
+        self.negatives = [np.array([places[text] for text in group], dtype=np.int64) for group in groups if group]
         # Harmless prompts that training doesn't see: of the negatives where there are any, else the safe twins.
         self.held_out_harmless = kept or [pair.safe for pair in held_out if pair.safe is not None]
-        kept_places = np.array([places[text] for text in kept], dtype=np.int64)
-        self.held_out = _held_out(encoder, tabulate(held_out, places), kept_places, device)
+        self.harmless_texts = sorted(
+            text for text, place in places.items() if self._labels.get(place) == len(self.categories)
+        )
+        self.held_out = _held_out(held_out, kept, places)
+        self._held_out_embeddings = _embed(encoder, self.held_out.concepts).to(device)
         self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
+
+    def _labelled(
+        self, train: Sequence[TrainingPair], groups: Sequence[Sequence[str]], places: dict[str, int]
+    ) -> dict[int, int]:
+        """The label of each place for the prompt head. Where sources disagree, harmful counts."""
+        labels = {places[text]: len(self.categories) for group in groups for text in group}
+        labels |= {places[pair.safe]: len(self.categories) for pair in train if pair.safe is not None}
+        for pair in train:
+            if pair.source == MENTION:
+                labels.setdefault(places[pair.unsafe], UNLABELLED)  # a concept's name alone is no harm
+            else:
+                known = pair.category is not None
+                labels[places[pair.unsafe]] = self.categories.index(str(pair.category)) if known else SOME_CATEGORY
+        return labels
 
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Train, from the start or from the last checkpoint; the same numbers bit for bit on a CPU either way.
@@ -151,37 +193,45 @@ class Trainer:
         if path.exists() and not resume:
             raise DataError(f"{path}: a checkpoint of an earlier run; give --resume to go on, or another folder")
         torch.manual_seed(self.arguments.seed)
-        mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
-        parameters = dict(mapping.named_parameters())
+        model = self._model().to(self.device)
+        parameters = dict(model.named_parameters())
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=self.arguments.weight_decay)
-        average = {name: tensor.detach().clone() for name, tensor in mapping.named_parameters()}
+        average = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         progress = Checkpoint(step=0, history=[], best=dict(average))
         if path.exists():
             progress = load_checkpoint(path, self._fingerprint(), parameters, average, optimizer, self.device)
-        mapping.train()
+        model.train()
         loss = torch.zeros(())
         bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=None)
         with bar:
             while progress.step < self.steps and not self._has_stalled(progress.history):
-                loss = self._step(mapping, average, optimizer, progress.step)
+                loss = self._step(model, average, optimizer, progress.step)
                 progress.step += 1
                 bar.update()
                 if progress.step % self.arguments.evaluate_every == 0 or progress.step == self.steps:
                     figures = {"step": progress.step, "loss": float(loss), **self.evaluate(average)}
-                    if figures["auc"] > max((f["auc"] for f in progress.history), default=0.0):
-                        progress.best = {name: tensor.clone() for name, tensor in average.items()}
+                    for part, figure in _DECIDES.items():
+                        if figures.get(figure, 0.0) > max((f.get(figure, 0.0) for f in progress.history), default=0.0):
+                            progress.best |= {n: t.clone() for n, t in average.items() if n.startswith(f"{part}.")}
                     progress.history.append(figures)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", auc=f"{figures['auc']:.4f}")
                     save_checkpoint(path, self._fingerprint(), progress, parameters, average, optimizer)
                     self._write_metrics(progress.history)
-        trained = MappingLayer(MappingShape(self.cache.width))
+        trained = self._model()
         trained.load_state_dict({name: tensor.cpu() for name, tensor in progress.best.items()})
+        trained.eval().requires_grad_(False)
         best = max(progress.history, key=lambda figures: figures["auc"])
-        return TrainingResult(trained.eval().requires_grad_(False), best, progress.history)
+        return TrainingResult(trained.mapping, trained.prompt_head, best, progress.history)
+
+    def _model(self) -> _Model:
+        head = None
+        if self.arguments.hidden and self.categories:
+            head = PromptHead(PromptHeadShape(self.cache.width, self.categories, self.arguments.hidden))
+        return _Model(MappingLayer(MappingShape(self.cache.width)), head)
 
     def _step(
         self,
-        mapping: MappingLayer,
+        model: _Model,
         average: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
         step: int,
@@ -197,19 +247,22 @@ class Trainer:
             seed=arguments.seed,
             step=step,
         )
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)
-        scores = self._scores(mapping, self.embeddings[self._moved(batch.concepts)], batch.prompts, generator)
+        torch.manual_seed(arguments.seed * 1_000_003 + step)  # for the dropouts, so that resuming needs no state
+        scores, log_odds = self._scores(model, self.embeddings[self._moved(batch.concepts)], batch.prompts, drop=True)
         loss = two_way_contrastive(
             scores, twin_of=self._moved(batch.twin_of), ignored=self._moved(self._naming_others(batch))
         )
+        if log_odds is not None:
+            labels = np.array([self._labels[place] for place in batch.prompts.tolist()])
+            loss = loss + prompt_loss(log_odds, self._moved(labels))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(mapping.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             # A short memory at first, so that the average doesn't drag the random start along.
             weight = 1 - min(arguments.averaging, (1 + step) / (10 + step))
-            for name, tensor in mapping.named_parameters():
+            for name, tensor in model.named_parameters():
                 average[name].lerp_(tensor, weight)
         return loss.detach()
 
@@ -226,41 +279,54 @@ class Trainer:
         return naming
 
     def _scores(
-        self, mapping: MappingLayer, embeddings: Tensor, entries: Places, dropping: torch.Generator | None = None
-    ) -> Tensor:
-        """Scores [P, C] of cached prompts, computed in groups of like length: a few long prompts would pad them all.
+        self, model: _Model, embeddings: Tensor, entries: Places, drop: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [P, C] and the prompt head's log-odds [P, K] of cached prompts.
 
-        With ``dropping``, a share of the token states is left out of each prompt, by that generator.
+        They are computed in groups of like length: a few long prompts would pad them all. With ``drop``, a share of
+        the token states is left out of each prompt.
         """
         by_length = np.argsort(self.cache.lengths(entries), kind="stable")
-        parts = []
+        parts, heads = [], []
         for start in range(0, len(entries), _SCORED_AT_A_TIME):
             z, mask = self.cache.gather(entries[by_length[start : start + _SCORED_AT_A_TIME]], device=self.device)
-            if dropping is not None:
-                kept = torch.rand(mask.shape, generator=dropping) >= self.arguments.token_dropout
+            if drop:
+                kept = torch.rand(mask.shape) >= self.arguments.token_dropout
                 kept[:, 0] = True  # the pooled state
                 mask = mask & kept.to(self.device)
             with self._autocast():
-                parts.append(mapping(embeddings, z, mask).float())
-        return torch.cat(parts)[self._moved(np.argsort(by_length))]
+                parts.append(model.mapping(embeddings, z, mask).float())
+                if model.prompt_head is not None:
+                    heads.append(model.prompt_head(z, mask, self.arguments.head_dropout if drop else 0.0).float())
+        back = self._moved(np.argsort(by_length))
+        return torch.cat(parts)[back], torch.cat(heads)[back] if heads else None
 
     def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
-        """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone."""
-        mapping = MappingLayer(MappingShape(self.cache.width)).to(self.device)
-        mapping.load_state_dict(state)
-        mapping.eval()
+        """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone.
+
+        ``auc_prompts`` is the prompt head's, without the unsafe prompts that merely mention a concept.
+        """
+        model = self._model().to(self.device)
+        model.load_state_dict(state)
+        model.eval()
         with torch.no_grad():
-            score = self._scores(mapping, self.held_out.embeddings, self.held_out.prompts).amax(dim=1).cpu().numpy()
+            scores, log_odds = self._scores(model, self._held_out_embeddings, self.held_out.prompts)
+        score = scores.amax(dim=1).cpu().numpy()
         unsafe, twin = self.held_out.unsafe, self.held_out.twin
         against_twins = unsafe | twin
         ordinary = ~twin
-        return {
+        figures = {
             "auc": float(roc_auc_score(unsafe, score)),
             "auc_twins": float(roc_auc_score(unsafe[against_twins], score[against_twins])),
             "auc_ordinary": float(roc_auc_score(unsafe[ordinary], score[ordinary]))
             if (ordinary & ~unsafe).any()
             else 0.0,
         }
+        if log_odds is not None:
+            by_itself = ~self.held_out.mention
+            harm = any_category(log_odds).cpu().numpy()
+            figures["auc_prompts"] = float(roc_auc_score(unsafe[by_itself], harm[by_itself]))
+        return figures
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.device.type == "cpu":
@@ -280,7 +346,7 @@ class Trainer:
             "width": self.cache.width,
             "pairs": len(self.table),
             "concepts": len(self.table.concepts),
-            "negatives": len(self.negatives),
+            "negatives": sum(len(group) for group in self.negatives),
             "texts": self._texts,
         }
 
@@ -312,11 +378,26 @@ def _mentions(
     ]
 
 
-def _without_naming_twin(pair: TrainingPair, names: NameMatcher, concepts: Sequence[str]) -> TrainingPair:
-    """``pair``, without its safe twin if that names the concept too: the layer is asked whether a concept is there."""
-    if pair.safe is None or pair.concept not in {concepts[index] for index in names.find(pair.safe)}:
-        return pair
-    return replace(pair, safe=None)
+def _names_own(pair: TrainingPair, names: NameMatcher, concepts: Sequence[str]) -> bool:
+    """Whether the safe twin names the concept too: the layer is asked whether a concept is there."""
+    return pair.safe is not None and pair.concept in {concepts[index] for index in names.find(pair.safe)}
+
+
+def _kept_back(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str], list[list[str]]]:
+    """Some of each group's texts, which training doesn't see, and the others in their groups; no text twice."""
+    kept: list[str] = []
+    rest: list[list[str]] = []
+    seen: set[str] = set()
+    whole = sum(len(group) for group in groups)
+    share = min(_HELD_OUT_NEGATIVES, _MOST_HELD_OUT_NEGATIVES / max(1, whole))
+    for number, group in enumerate(groups):
+        new = [text for text in dict.fromkeys(group) if text not in seen]
+        seen.update(new)
+        shuffled = random.Random(f"{seed} {number}").sample(new, len(new))
+        cut = int(len(shuffled) * share)
+        kept += shuffled[:cut]
+        rest.append(shuffled[cut:])
+    return kept, rest
 
 
 def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:
@@ -324,13 +405,29 @@ def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:
     return torch.cat([encoder.encode(texts[i : i + 256]).pooled.float() for i in range(0, len(texts), 256)])
 
 
-def _held_out(encoder: TextEncoder, table: PairTable, negatives: Places, device: torch.device) -> _HeldOut:
-    twins = table.safe[table.safe >= 0]
-    sizes = [len(table.unsafe), len(twins), len(negatives)]
-    kinds = np.repeat([0, 1, 2], sizes)
-    return _HeldOut(
-        embeddings=_embed(encoder, table.concepts).to(device),
-        prompts=np.concatenate([table.unsafe, twins, negatives]),
+def _held_out(pairs: Sequence[TrainingPair], negatives: Sequence[str], places: dict[str, int]) -> HeldOut:
+    unsafe = {pair.unsafe: pair.source == MENTION for pair in pairs}
+    twins = [pair.safe for pair in pairs if pair.safe is not None]
+    twins = [text for text in dict.fromkeys(twins) if text not in unsafe]
+    others = [text for text in dict.fromkeys(negatives) if text not in unsafe and text not in set(twins)]
+    texts = [*unsafe, *twins, *others]
+    kinds = np.repeat([0, 1, 2], [len(unsafe), len(twins), len(others)])
+    mention = np.zeros(len(texts), dtype=bool)
+    mention[: len(unsafe)] = list(unsafe.values())
+    return HeldOut(
+        concepts=tuple(sorted({pair.concept for pair in pairs})),
+        texts=tuple(texts),
+        prompts=np.array([places[text] for text in texts], dtype=np.int64),
         unsafe=kinds == 0,
         twin=kinds == 1,
+        mention=mention,
     )
+
+
+class _Model(nn.Module):
+    """What is trained together: one pass over a batch's states serves both."""
+
+    def __init__(self, mapping: MappingLayer, prompt_head: PromptHead | None) -> None:
+        super().__init__()
+        self.mapping = mapping
+        self.prompt_head = prompt_head

@@ -92,6 +92,39 @@ def test_int8_states_stay_near_the_fp32_ones(states: TokenStates, reference: Emb
     assert cosine(states.pooled, theirs.pooled).min() > 0.99
 
 
+@pytest.mark.parametrize("layers", [(2, 4, 6), (0,), (0, 3)], ids=str)
+def test_fp32_layers_are_those_of_transformers(layers: tuple[int, ...]) -> None:
+    ours = EmbeddedEncoder(precision="fp32", layers=layers).encode(TEXTS)
+    theirs = EmbeddedEncoder(backend="torch", layers=layers).encode(TEXTS)
+    torch.testing.assert_close(ours.hidden[ours.mask], theirs.hidden[theirs.mask], atol=1e-3, rtol=0)
+    torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-3, rtol=0)
+
+
+def test_several_layers_lie_side_by_side(embedded: EmbeddedEncoder, states: TokenStates) -> None:
+    several = EmbeddedEncoder(layers=(2, 6))
+    ours, second = several.encode(TEXTS), EmbeddedEncoder(layers=[2]).encode(TEXTS)
+    assert (several.width, several.layers, several.depth, embedded.layers) == (768, (2, 6), 6, (6,))
+    assert (ours.hidden.shape[-1], ours.pooled.shape[-1]) == (768, 768)
+    torch.testing.assert_close(ours.hidden, torch.cat([second.hidden, states.hidden], dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.pooled, torch.cat([second.pooled, states.pooled], dim=-1), atol=1e-5, rtol=0)
+
+
+def test_int8_states_of_every_layer_stay_near_the_fp32_ones() -> None:
+    layers = tuple(range(7))
+    ours = EmbeddedEncoder(layers=layers).encode(TEXTS)
+    theirs = EmbeddedEncoder(backend="torch", layers=layers).encode(TEXTS)
+    mask = ours.mask
+    near = cosine(ours.hidden[mask].unflatten(-1, (7, 384)), theirs.hidden[mask].unflatten(-1, (7, 384)))
+    assert near.min() > 0.98
+
+
+def test_each_choice_of_layers_keeps_a_graph_of_its_own(cache_folder: Path) -> None:
+    for _ in range(2):
+        for layers in ((2,), (2, 6), (2, 4, 6)):
+            assert EmbeddedEncoder(layers=layers).encode(["dog"]).hidden.shape[-1] == 384 * len(layers)
+    assert all(len(list(cache_folder.rglob(f"int8-l{chosen}-*.onnx"))) == 1 for chosen in ("2", "2.6", "2.4.6"))
+
+
 def test_a_texts_states_do_not_depend_on_its_batch(embedded: EmbeddedEncoder, states: TokenStates) -> None:
     for row, text in enumerate(TEXTS):
         alone = embedded.encode([text])
@@ -147,12 +180,12 @@ def test_a_damaged_model_file_is_repaired(cache_folder: Path) -> None:
 
 
 def test_a_damaged_graph_is_made_again(cache_folder: Path, embedded: EmbeddedEncoder, states: TokenStates) -> None:
-    (graph,) = cache_folder.rglob("int8-*.onnx")
+    (graph,) = cache_folder.rglob("int8-l6-*.onnx")
     size = graph.stat().st_size
     with graph.open("r+b") as file:
         file.truncate(1000)
     assert torch.equal(EmbeddedEncoder().encode(TEXTS).pooled, states.pooled)
-    assert next(cache_folder.rglob("int8-*.onnx")).stat().st_size == size
+    assert next(cache_folder.rglob("int8-l6-*.onnx")).stat().st_size == size
 
 
 def test_loading_runs_no_code_of_the_models_package_and_no_heavy_library(cache_folder: Path) -> None:

@@ -137,6 +137,31 @@ def test_the_text_tower_of_a_whole_clip_is_found(
     torch.testing.assert_close(load(tmp_path).encode(TEXTS).pooled, clip.encode(TEXTS).pooled)
 
 
+def test_several_layers_lie_side_by_side(encoder: HuggingFaceEncoder) -> None:
+    folder = Path(encoder.name.removeprefix("hf:"))
+    several = load(folder, layers=(0, 1, 2))
+    alone = [load(folder, layers=[layer]).encode(TEXTS) for layer in (0, 1)] + [encoder.encode(TEXTS)]
+    ours = several.encode(TEXTS)
+    assert (several.width, several.depth, encoder.layers) == (96, 2, (2,))
+    assert torch.equal(ours.hidden, torch.cat([states.hidden for states in alone], dim=-1))
+    torch.testing.assert_close(ours.pooled, torch.cat([states.pooled for states in alone], dim=-1))
+
+
+def test_layers_below_clips_last_are_not_normed(clip_folder: Path, clip_tokenizer: transformers.CLIPTokenizer) -> None:
+    model = transformers.CLIPTextModel.from_pretrained(clip_folder).eval()
+    with torch.no_grad():
+        theirs = model(**clip_tokenizer(TEXTS[1], return_tensors="pt"), output_hidden_states=True)
+    ours = load(clip_folder, layers=(1, 2)).encode([TEXTS[1]])
+    torch.testing.assert_close(ours.hidden[..., :32], theirs.hidden_states[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.hidden[..., 32:], theirs.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [(3,), (1, 0)], ids=str)
+def test_layers_that_do_not_exist_or_do_not_rise_are_refused(bert_folder: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(EncoderError, match="layers are numbers from 0 to 2"):
+        load(bert_folder, layers=layers)
+
+
 def test_bert_pools_by_the_mean(bert_folder: Path) -> None:
     states = load(bert_folder).encode([TEXTS[0]])
     torch.testing.assert_close(states.pooled[0], states.hidden[0].mean(dim=0))

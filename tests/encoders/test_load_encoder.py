@@ -32,6 +32,19 @@ def test_an_unknown_name_is_refused(name: str) -> None:
         load_encoder(name)
 
 
+def test_layers_are_chosen_by_number(bert_folder: Path) -> None:
+    for name, layers in (("minilm-l6", [2, 4, 6]), (f"hf:{bert_folder}", [0, 2])):
+        encoder = load_encoder(name, device="cpu", layers=layers)
+        assert encoder.layers == tuple(layers)
+        assert encoder.width == len(layers) * load_encoder(name, device="cpu").width
+
+
+@pytest.mark.parametrize("layers", [(), (7,), (-1,), (4, 2), (2, 2), (2.0,), (True, 2), ("2",)], ids=str)
+def test_layers_that_do_not_exist_or_do_not_rise_are_refused(layers: tuple[object, ...]) -> None:
+    with pytest.raises(EncoderError, match="minilm-l6: layers are numbers from 0 to 6"):
+        load_encoder(device="cpu", layers=layers)
+
+
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(EncoderError, match="not a device"):
         load_encoder(device="abacus")

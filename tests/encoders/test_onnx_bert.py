@@ -16,12 +16,18 @@ from latentguard.encoders.onnx_bert import _quantised
 def int8_weights(embedded: EmbeddedEncoder) -> list[np.ndarray]:
     """The quantised weights [K, N] of the embedded model's graph."""
     assert embedded.precision == "int8"
-    tensors = onnx.load_from_string(_graph("int8")).graph.initializer
+    tensors = onnx.load_from_string(_graph("int8", embedded.layers)).graph.initializer
     return [onnx.numpy_helper.to_array(tensor) for tensor in tensors if tensor.data_type == onnx.TensorProto.INT8]
 
 
 def test_every_product_of_the_model_is_in_8_bits(int8_weights: list[np.ndarray]) -> None:
     assert len(int8_weights) == 6 * 4
+
+
+def test_no_layer_above_the_highest_asked_for_is_computed(embedded: EmbeddedEncoder) -> None:
+    names = [node.name or node.output[0] for node in onnx.load_from_string(_graph("int8", (0, 2))).graph.node]
+    assert any(name.startswith("encoder.layer.1.") for name in names)
+    assert not any(name.startswith("encoder.layer.2.") for name in names)
 
 
 def test_no_pair_of_products_can_overflow_16_bits(int8_weights: list[np.ndarray]) -> None:

@@ -74,6 +74,26 @@ def test_a_tower_of_its_own_module_is_found() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_several_layers_lie_side_by_side(encoder: OpenClipEncoder, model: open_clip.CLIP) -> None:
+    torch.manual_seed(0)
+    several = OpenClipEncoder(f"{ARCHITECTURE}:", device=CPU, layers=(0, 1, 2))
+    ours, ids = several.encode([TEXTS[1]]), open_clip.get_tokenizer(ARCHITECTURE)([TEXTS[1]])
+    with torch.no_grad():
+        embedded = model.token_embedding(ids) + model.positional_embedding
+        first = model.transformer.resblocks[0](embedded, attn_mask=model.attn_mask)
+    length = ours.mask.shape[1]
+    assert (several.width, several.depth, encoder.layers) == (96, 2, (2,))
+    torch.testing.assert_close(ours.hidden[..., :32], embedded[:, :length])
+    torch.testing.assert_close(ours.hidden[..., 32:64], first[:, :length], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.hidden[..., 64:], encoder.encode([TEXTS[1]]).hidden)
+    assert torch.equal(ours.pooled, ours.hidden[:, -1])
+
+
+def test_a_layer_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(EncoderError, match="layers are numbers from 0 to 2"):
+        OpenClipEncoder(f"{ARCHITECTURE}:", device=CPU, layers=(3,))
+
+
 def test_padding_changes_no_real_state(encoder: OpenClipEncoder) -> None:
     together = encoder.encode(TEXTS)
     for row, text in enumerate(TEXTS):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentguard.training.concept_names import NameMatcher, Naming
 from latentguard.training.concept_placing import place_concepts
-from latentguard.training.wording import derivation_stem, inflection_stem, text_key, words
 
 FILLER = ["a house", "the rain", "two cars", "an old lamp", "some bread", "the sea", "a coat", "one tree"]
 
@@ -21,55 +19,6 @@ def rows(concept: str, named: str) -> list[str]:
 
 def place(prompts: list[str], *vocabulary: str) -> list[str | None]:
     return place_concepts(prompts, ["one"] * len(prompts), vocabulary)
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "text", "naming"),
-        [
-            ("zebra", "a zebra", Naming.EXACT),
-            ("zebra", "The ZEBRAS' field", Naming.EXACT),
-            ("bully", "he bullied them", Naming.FULL),
-            ("stab", "a stabbing", Naming.FULL),
-            ("knives", "a knife's edge", Naming.FULL),
-            ("sexism", "a sexist remark", Naming.PART),
-            ("hate speech", "hateful speeches", Naming.FULL),
-            ("hate speech", "a speech", Naming.PART),
-            ("redlining", "a red line on the map", Naming.FULL),
-            ("low class", "a low-class bar", Naming.EXACT),
-            ("beat down", "beaten or beating him down", Naming.FULL),
-            ("copyright infringement", "infringing on the artist's copyright", Naming.FULL),
-            ("f***ing", "so F*****ing cold", Naming.EXACT),
-        ],
-    )
-    def test_a_text_names_a_concept(self, name: str, text: str, naming: Naming) -> None:
-        assert NameMatcher([name]).find(text) == {0: naming}
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("ass", "an assassin in a class"),
-            ("beat down", "he beat the drum as the sun went down"),
-            ("beat down", "a beat"),
-            ("foodie", "some food"),
-            ("sexism", "they have sex"),
-            ("I'll kill you", "the frost will kill the crop"),
-        ],
-    )
-    def test_a_text_does_not_name_a_concept(self, name: str, text: str) -> None:
-        assert NameMatcher([name]).find(text) == {}
-
-    def test_of_nested_names_only_the_longer_counts(self) -> None:
-        assert NameMatcher(["abuse", "verbal abuse"]).find("verbal abuse") == {1: Naming.EXACT}
-
-    def test_a_word_of_two_names_is_a_part_of_neither(self) -> None:
-        assert NameMatcher(["hate speech", "hate crime"]).find("they hate him") == {}
-
-    def test_stems_and_keys(self) -> None:
-        assert {inflection_stem(word) for word in ("bully", "bullies", "bullied", "bullying")} == {"bulli"}
-        assert derivation_stem("racist") == derivation_stem("racism")
-        assert text_key("Anti-Semitism ") == text_key("antisemitism")
-        assert words("A man's half-open door, f****d") == ["a", "man", "half", "open", "door", "f*d"]
 
 
 class TestPlacing:

@@ -14,7 +14,7 @@ import pytest
 
 from latentguard.errors import DataError
 from latentguard.training.pairs import PairReport, TrainingPair, read_negatives, read_pairs, split_concepts
-from latentguard.training.wording import stem_families, text_key
+from latentguard.wording import stem_families, text_key
 
 DATA = Path(os.environ.get("LATENTGUARD_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 COPRO = DATA / "copro"

@@ -38,7 +38,7 @@ SHORT = TrainingArguments(
 
 def trainer(encoder: TextEncoder, folder: Path, arguments: TrainingArguments = SHORT) -> Trainer:
     cache = TokenStateCache(folder.parent / "states", encoder)
-    return Trainer(encoder, cache, PAIRS, NEGATIVES, arguments, folder, torch.device("cpu"))
+    return Trainer(encoder, cache, PAIRS, [NEGATIVES], arguments, folder, torch.device("cpu"))
 
 
 def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -126,7 +126,7 @@ def test_metrics_are_written_as_json(tiny_encoder: TextEncoder, tmp_path: Path) 
 
 def test_held_out_concepts_and_negatives_are_not_trained_on(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
     run = trainer(tiny_encoder, tmp_path / "run", replace(SHORT, held_out=0.3))
-    trained = set(run.table.unsafe.tolist()) | set(run.negatives.tolist())
+    trained = set(run.table.unsafe.tolist()) | set(np.concatenate(run.negatives).tolist())
     held_back = run.held_out.prompts[run.held_out.unsafe | ~run.held_out.twin]
     assert not trained & set(held_back.tolist())
     assert len(held_back)
@@ -136,7 +136,7 @@ def test_a_twin_that_names_the_concept_itself_is_left_out(tiny_encoder: TextEnco
     pairs = [TrainingPair(name, f"a {name} fight", f"an old {name} on the table", None, "t") for name in NAMES]
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     arguments = replace(SHORT, mentions=0)
-    run = Trainer(tiny_encoder, cache, pairs, NEGATIVES, arguments, tmp_path / "run", torch.device("cpu"))
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", torch.device("cpu"))
     assert (run.table.safe == -1).all()
 
 
@@ -146,7 +146,7 @@ def test_a_prompt_that_names_another_concept_of_the_batch_is_no_negative_of_it(
     pairs = [TrainingPair(name, f"a {name} and a {NAMES[i - 1]}", "a cat", None, "t") for i, name in enumerate(NAMES)]
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     arguments = replace(SHORT, mentions=0)
-    run = Trainer(tiny_encoder, cache, pairs, NEGATIVES, arguments, tmp_path / "run", torch.device("cpu"))
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", torch.device("cpu"))
     batch = draw_batch(run.table, run.negatives, concepts=99, harmless=2, seed=0, step=0)
     naming = run._naming_others(batch)
     concepts = [run.table.concepts[c] for c in batch.concepts]
@@ -158,7 +158,7 @@ def test_a_prompt_that_names_another_concept_of_the_batch_is_no_negative_of_it(
 def test_too_few_concepts_to_hold_some_out_is_a_clear_error(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     with pytest.raises(DataError, match="too few concepts"):
-        Trainer(tiny_encoder, cache, PAIRS[:8], NEGATIVES, SHORT, tmp_path / "run", torch.device("cpu"))
+        Trainer(tiny_encoder, cache, PAIRS[:8], [NEGATIVES], SHORT, tmp_path / "run", torch.device("cpu"))
 
 
 def write_triples(path: Path) -> Path:
@@ -189,6 +189,39 @@ def test_train_py_writes_a_folder_that_screens(tmp_path: Path, tiny_folder: Path
     harmless = (tmp_path / "calibrate.txt").read_text().splitlines()
     assert np.mean([verdict.blocked for verdict in guard.check_batch(harmless)]) <= 0.05
     assert (tmp_path / "out" / "training" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_py_trains_heads_on_several_layers_with_what_the_grammar_writes(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    arguments = command(
+        tmp_path, tiny_folder, "--epochs", "2", "--layers", "0", "2", "--grammar", "40", "--hidden", "16"
+    )
+    rows = [f"{pair.concept},{pair.unsafe},{pair.safe},violence" for pair in PAIRS]
+    (tmp_path / "triples.csv").write_text("\n".join(["concept,unsafe_prompt,safe_prompt,category", *rows]) + "\n")
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    guard = LatentGuard.from_pretrained(tmp_path / "out", device="cpu")
+    assert guard.heads is not None
+    assert "violence" in guard.heads.prompt_head.shape.categories
+    assert len(guard.heads.prompt_head.shape.categories) > 1  # the grammar's own
+    assert guard.encoder.layers == (0, 2)
+    assert 0 < (guard.check("a knife in the garden").probability or 0) < 1
+
+
+def test_the_prompt_head_learns_harm_that_it_was_shown(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
+    result = trainer(tiny_encoder, tmp_path / "run", replace(SHORT, epochs=8, patience=99, hidden=16)).train()
+    assert result.prompt_head is not None
+    assert max(row["auc_prompts"] for row in result.history) > 0.6
+
+
+def test_pairs_without_categories_train_no_prompt_head(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
+    cache = TokenStateCache(tmp_path / "states", tiny_encoder)
+    pairs = [replace(pair, category=None) for pair in PAIRS]
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], SHORT, tmp_path / "run", torch.device("cpu"))
+    result = run.train()
+    assert result.prompt_head is None
+    assert "auc_prompts" not in result.history[0]
 
 
 def test_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path: Path, tiny_folder: Path) -> None:

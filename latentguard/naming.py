@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from enum import IntEnum
 from itertools import pairwise
 
-from .wording import content_words, derivation_stem, inflection_stem, singular, words
+from latentguard.wording import content_words, derivation_stem, inflection_stem, singular, words
 
 LONG_WORD = 6  # letters from which on a word stands for a relative, and 'red line' for 'redlining'
 
@@ -48,7 +48,7 @@ class NameMatcher:
         stems = [inflection_stem(word) for word in row]
         whole = {singular(word) for word in row}
         families = {derivation_stem(word) for word in row}
-        related = {derivation_stem(word) for word in row if _is_derived(word)}
+        related = {derivation_stem(word) for word in row if is_derived(word)}
         hits = Counter(index for family in families for index in self._by_family.get(family, ()))
         found: dict[int, Naming] = {}
         for index, count in hits.items():
@@ -83,7 +83,7 @@ class NameMatcher:
         return False
 
 
-def _is_derived(word: str) -> bool:
+def is_derived(word: str) -> bool:
     """Whether a word may be told by its family: 'sexist' tells 'sexism', but 'sex' and 'food' tell no 'foodie'."""
     stem = inflection_stem(word)
     return len(stem) >= LONG_WORD or stem != derivation_stem(word)

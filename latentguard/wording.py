@@ -22,7 +22,11 @@ _WORD = re.compile(r"[^\W_]+(?:\*+[^\W_]*)*")
 _APOSTROPHE = re.compile(r"['\u2019](s\b)?")
 _STARS = re.compile(r"\*+")
 _VOWELS = frozenset("aeiouy")
-_INFLECTIONS = (("ies", "i"), ("ied", "i"), ("ves", "f"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"))
+_INFLECTIONS = (("ies", "i"), ("ied", "i"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"))
+# Plurals of words in -f; other words in -ves are those in -ve: slaves, gloves.
+_F_PLURALS = (
+    "calves", "elves", "halves", "hooves", "knives", "leaves", "loaves", "scarves", "thieves", "wives", "wolves"
+)  # fmt: skip
 _DERIVATIONS = (
     "ization", "ation", "ition", "ating", "ator", "iveness", "fulness", "ousness", "icalli", "iti", "iliti", "ment",
     "ness", "ship", "ist", "ism", "ion", "ativ", "iv", "ant", "ent", "anc", "enc", "anci", "enci", "at", "iz", "abl",
@@ -41,7 +45,19 @@ def text_key(text: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a text in order, case folded; hyphens split, a possessive 's is dropped, f*** becomes f*."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return [_STARS.sub("*", word) for word in _WORD.findall(_APOSTROPHE.sub(" ", folded))]
+    found: list[str] = _WORD.findall(_APOSTROPHE.sub(" ", folded))
+    return [_STARS.sub("*", word) for word in found] if "*" in folded else found
+
+
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """The words that :func:`words` finds in a normalised text, each with the place [start, end) where it stands."""
+    folded = [unicodedata.normalize("NFKC", character).casefold() for character in text]
+    places = [place for place, characters in enumerate(folded) for _ in characters]
+    blanked = _APOSTROPHE.sub(lambda match: " " * len(match.group()), "".join(folded))
+    return [
+        (_STARS.sub("*", match.group()), places[match.start()], places[match.end() - 1] + 1)
+        for match in _WORD.finditer(blanked)
+    ]
 
 
 def content_words(name: str) -> list[str]:
@@ -63,7 +79,9 @@ def inflection_stem(word: str) -> str:
     for suffix, replacement in _INFLECTIONS:
         if word.endswith(suffix) and len(word) - len(suffix) >= 2:
             return word[: -len(suffix)] + replacement
-    for suffix in ("ing", "ed"):
+    if word.endswith(_F_PLURALS) or word == "lives":
+        return word[:-3] + "f"
+    for suffix in ("ing", "ings", "ed"):
         root = word.removesuffix(suffix)
         if root != word and len(root) >= 2 and not _VOWELS.isdisjoint(root):
             return _undouble(root)

@@ -1,0 +1,351 @@
+"""The lexical head: which concepts of a bank a prompt spells out, how closely, and how rare their words are.
+
+The embedding head measures what a prompt means; this one reads what it says. It finds a name in any inflection, split
+by hyphens or written as one word, a single word by its relatives ("sexist" for "sexism"), and a longer name by a word
+that no other name has ("Trump" for "Donald Trump"). Whether a hit counts is for its reader: the rarity of the name's
+words tells "clean", which harmless prompts are full of, from "beheading".
+
+The cost of a match is that of the words in the prompt, not of the names in the bank: each name waits under its rarest
+word, and is looked at only where a prompt has that word.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import pairwise
+from operator import add
+from typing import NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentguard.errors import WeightsError
+from latentguard.naming import LONG_WORD, Naming, is_derived
+from latentguard.normalize import normalize
+from latentguard.wording import content_words, derivation_stem, inflection_stem, singular, word_spans, words
+
+_FORMAT = 1
+_LEAST_TEXTS = 2  # a stem in fewer texts counts as one never seen
+_LONGEST = 64  # characters from which on a word is compared as it stands: no stems of it are made, none remembered
+_REMEMBERED = 65536  # words whose forms are kept
+_STEM_EATS = 5  # letters at the end of a word, at most, that its inflection stem lacks or has otherwise; tested
+
+Span = tuple[int, int]
+"""Where a word stands in a text: its characters [start, end)."""
+
+
+class WordRarity:
+    """How rare words are in harmless prompts.
+
+    ::
+
+        rarity = WordRarity.of(harmless_texts)
+        rarity.rarity("clean"), rarity.rarity("behead")     # 0.2, 1.0
+    """
+
+    def __init__(self, texts: int, stems: Mapping[str, int]) -> None:
+        """``stems`` tells in how many of so many ``texts`` an inflection stem occurs."""
+        self._texts = texts
+        self._stems = {stem: count for stem, count in sorted(stems.items()) if count >= _LEAST_TEXTS}
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> WordRarity:
+        """Counts the words of harmless texts, each word once a text."""
+        count = 0
+        stems: Counter[str] = Counter()
+        for text in texts:
+            count += 1
+            stems.update({_FORMS[word].stem for word in words(normalize(text))})
+        return cls(count, stems)
+
+    def rarity(self, stem: str) -> float:
+        """log((n + 1) / (df + 1)) / log(n + 1) for a stem in df of n texts: 0 if it is in all, 1 if in none."""
+        count = self._stems.get(stem, 0)
+        return 1.0 - math.log(count + 1) / math.log(self._texts + 1) if count else 1.0
+
+    def as_bytes(self) -> bytes:
+        """The content of a ``lexicon.json``, the same for the same counts."""
+        described = {"format": _FORMAT, "texts": self._texts, "stems": self._stems}
+        return (json.dumps(described, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> WordRarity:
+        """What :meth:`as_bytes` wrote; WeightsError naming what is wrong with anything else."""
+        try:
+            described = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise WeightsError("lexicon.json: not JSON") from error
+        if not isinstance(described, dict) or described.get("format") != _FORMAT:
+            raise WeightsError(f"lexicon.json: not a lexicon of format {_FORMAT}")
+        texts, stems = described.get("texts"), described.get("stems")
+        if not _is_count(texts):
+            raise WeightsError("lexicon.json: its number of texts is no whole number")
+        if not isinstance(stems, dict):
+            raise WeightsError("lexicon.json: its stems are no table")
+        for stem, count in stems.items():
+            if not _is_count(count) or not _LEAST_TEXTS <= count <= texts:
+                raise WeightsError(
+                    f"lexicon.json: the count of the stem {stem!r} is not from {_LEAST_TEXTS} to {texts}"
+                )
+        return cls(texts, stems)
+
+
+@dataclass(frozen=True, eq=False)
+class LexicalMatch:
+    """The concepts that a text spells out, in the order of the bank.
+
+    Attributes:
+        concepts: int64 [m], the concepts' places in the bank.
+        grades: int8 [m], how closely each is named: a value of :class:`Naming`.
+        rarity: float32 [m], how rare the rarest content word of each name is in harmless prompts, from 0 to 1.
+    """
+
+    concepts: NDArray[np.int64]
+    grades: NDArray[np.int8]
+    rarity: NDArray[np.float32]
+    _find_spans: Callable[[], tuple[tuple[Span, ...], ...]] = field(repr=False)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[Span, ...], ...]:
+        """For each concept the words of the text that name it, in order; found when first asked for."""
+        return self._find_spans()
+
+
+class LexicalMatcher:
+    """Tells which of a bank's concepts a text spells out. It never changes; a changed bank has another matcher.
+
+    ::
+
+        matcher = LexicalMatcher(["beheading", "Donald Trump"], rarity)
+        match = matcher.match(normalize("Trump watches a beheading"))
+        match.concepts, match.grades, match.spans    # [0, 1], [EXACT, PART], (((16, 25),), ((0, 5),))
+
+    Of two names of which one holds the other's words, the longer alone is a hit where a text has it in full.
+    """
+
+    def __init__(self, names: Sequence[str], rarity: WordRarity) -> None:
+        self._rarity = rarity
+        self._index = _EMPTY.extended([_Name.of(name, rarity) for name in names])
+
+    def extended(self, names: Sequence[str]) -> LexicalMatcher:
+        """The matcher of this bank with more names at its end."""
+        return self._of(self._index.extended([_Name.of(name, self._rarity) for name in names]))
+
+    def rows(self, index: Iterable[int]) -> LexicalMatcher:
+        """The matcher of the names at these places of the bank, in this order."""
+        return self._of(_EMPTY.extended([self._index.names[place] for place in index]))
+
+    def match(self, text: str) -> LexicalMatch:
+        """The concepts that a normalised text spells out."""
+        found = self._index.find(text)
+        if not found:
+            return _NO_MATCH
+        concepts = sorted(found)
+        places = np.array(concepts, dtype=np.int64)
+        return LexicalMatch(
+            places,
+            np.array([found[concept] for concept in concepts], dtype=np.int8),
+            self._index.rarities[places],
+            partial(self._index.spans, text, concepts),
+        )
+
+    def _of(self, index: _Index) -> LexicalMatcher:
+        matcher = LexicalMatcher((), self._rarity)
+        matcher._index = index
+        return matcher
+
+
+_NO_MATCH = LexicalMatch(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.float32), tuple)
+for _array in (_NO_MATCH.concepts, _NO_MATCH.grades, _NO_MATCH.rarity):
+    _array.flags.writeable = False
+
+
+class _Forms(NamedTuple):
+    """A word of a text or a name, brought to the forms by which words are compared."""
+
+    singular: str
+    stem: str
+    family: str
+    derived: bool  # whether it may tell a single-word name of its family
+
+
+def _stem(word: str) -> str:
+    return inflection_stem(word) if len(word) <= _LONGEST else word
+
+
+class _FormsOfWords(dict[str, _Forms]):
+    """The forms of words, made when first asked for. A table, since calling a cached function costs twice as much."""
+
+    def __missing__(self, word: str) -> _Forms:
+        if len(word) > _LONGEST:
+            return _Forms(word, word, word, False)
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        forms = _Forms(singular(word), inflection_stem(word), derivation_stem(word), is_derived(word))
+        self[word] = forms
+        return forms
+
+
+_FORMS = _FormsOfWords()
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A concept's name, ready to be looked for."""
+
+    stems: tuple[str, ...]  # of all its words, in order
+    exact: frozenset[str]  # its content words, without a plural s
+    families: frozenset[str]  # of its content words
+    anchor: str  # the family of its rarest content word, under which it is found
+    joined: str  # the stem of its words written as one; empty where that is too short to be told from others
+    rarity: float
+
+    @classmethod
+    def of(cls, name: str, rarity: WordRarity) -> _Name:
+        text = normalize(name)
+        content = [_FORMS[word] for word in content_words(text)]
+        rarest = max(content, key=lambda forms: (rarity.rarity(forms.stem), len(forms.stem), forms.stem), default=None)
+        every = words(text)
+        joined = "".join(every)
+        return cls(
+            stems=tuple(_FORMS[word].stem for word in every),
+            exact=frozenset(forms.singular for forms in content),
+            families=frozenset(forms.family for forms in content),
+            anchor=rarest.family if rarest else "",
+            joined=_stem(joined) if len(joined) >= LONG_WORD else "",
+            rarity=rarity.rarity(rarest.stem) if rarest else 1.0,
+        )
+
+    def has(self, word: str) -> bool:
+        """Whether a word of one of the name's families may name it: any may, but a single word has fewer relatives."""
+        return len(self.families) > 1 or _FORMS[word].derived or _FORMS[word].stem == self.stems[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Names by the words that tell them. The tables are never written to once made."""
+
+    names: tuple[_Name, ...]
+    rarities: NDArray[np.float32]
+    sharing: Mapping[str, tuple[int, ...]]  # by word family, the names that have it
+    anchored: Mapping[str, tuple[int, ...]]  # by word family, the names to look at where a text has it
+    joined: Mapping[str, tuple[int, ...]]  # by the stem of all words written as one
+    openings: frozenset[str]  # all that words with a stem of `joined` can be without their last _STEM_EATS letters
+
+    def extended(self, new: Sequence[_Name]) -> _Index:
+        sharing, anchored, joined = dict(self.sharing), dict(self.anchored), dict(self.joined)
+        openings: set[str] = set()
+        for place, name in enumerate(new, start=len(self.names)):
+            for family in name.families:
+                sharing[family] = (*sharing.get(family, ()), place)
+            if name.families:
+                anchored[name.anchor] = (*anchored.get(name.anchor, ()), place)
+            if name.joined:
+                if name.joined not in joined:
+                    longest = len(name.joined)
+                    openings.update(name.joined[:end] for end in range(max(0, longest - _STEM_EATS), longest + 1))
+                joined[name.joined] = (*joined.get(name.joined, ()), place)
+        rarities = np.append(self.rarities, np.array([name.rarity for name in new], dtype=np.float32))
+        return _Index((*self.names, *new), rarities, sharing, anchored, joined, self.openings | openings)
+
+    def find(self, text: str) -> dict[int, Naming]:
+        """As :meth:`NameMatcher.find`, in no particular order."""
+        row = words(text)
+        forms = [_FORMS[word] for word in dict.fromkeys(row)]
+        families = {family for _, _, family, _ in forms}
+        names, sharing, anchored = self.names, self.sharing, self.anchored
+        partly: list[int] = []
+        fully: list[int] = []
+        for _, stem, family, derived in [of_word for of_word in forms if of_word[2] in sharing]:
+            holders = sharing[family]
+            if len(holders) == 1 and len(names[holders[0]].families) > 1:
+                partly += holders
+            for place in anchored.get(family, ()):
+                name = names[place]
+                if len(name.families) > 1:
+                    named = name.families <= families
+                elif len(name.stems) > 1:
+                    named = any(_runs(name, row))
+                else:
+                    named = stem == name.stems[0]
+                    if derived and not named:
+                        partly.append(place)
+                if named:
+                    fully.append(place)
+        found = dict.fromkeys(partly, Naming.PART)
+        if joined := self._joined_in(row, forms):
+            found |= dict.fromkeys(joined, Naming.FULL)
+        if fully:
+            whole = {exact for exact, _, _, _ in forms}
+            for place in fully:
+                found[place] = Naming.EXACT if names[place].exact <= whole else Naming.FULL
+        if len(found) > 1:
+            self._drop_nested(found)
+        return found
+
+    def _joined_in(self, row: Sequence[str], forms: Sequence[_Forms]) -> list[int]:
+        """The names written as one word where the text has it in one or two: redlining, 'red line'."""
+        joined, openings = self.joined, self.openings
+        stems = [of_word[1] for of_word in forms if of_word[1] in joined]
+        stems += [_stem(both) for both in map(add, row, row[1:]) if both[:-_STEM_EATS] in openings]
+        return [place for stem in stems for place in joined.get(stem, ())]
+
+    def _drop_nested(self, found: dict[int, Naming]) -> None:
+        """Takes out the names that are contained in another that the text has in full."""
+        names = self.names
+        longer = [names[place] for place, naming in found.items() if naming > Naming.PART]
+        longer = [name for name in longer if len(name.families) > 1]
+        if not longer:
+            return
+        by_anchor: dict[str, list[int]] = defaultdict(list)
+        for place in found:
+            by_anchor[names[place].anchor].append(place)
+        for name in longer:
+            for family in name.families:
+                for place in by_anchor.get(family, ()):
+                    if names[place].families < name.families:
+                        found.pop(place, None)
+
+    def spans(self, text: str, places: Sequence[int]) -> tuple[tuple[Span, ...], ...]:
+        """For each of the names found in the text, where the words that name it stand."""
+        located = word_spans(text)
+        row = [word for word, _, _ in located]
+        of_family: dict[str, list[int]] = defaultdict(list)
+        of_joined: dict[str, list[int]] = defaultdict(list)
+        for i, word in enumerate(row):
+            of_family[_FORMS[word].family].append(i)
+            of_joined[_FORMS[word].stem].append(i)
+        for i, (first, second) in enumerate(pairwise(row)):
+            of_joined[_stem(first + second)] += (i, i + 1)
+        spans = []
+        for name in (self.names[place] for place in places):
+            standing = set(of_joined.get(name.joined, ()))
+            if len(name.families) == 1 < len(name.stems):
+                standing.update(i for run in _runs(name, row) for i in run)
+            else:
+                standing.update(i for family in name.families for i in of_family.get(family, ()) if name.has(row[i]))
+            spans.append(tuple(located[i][1:] for i in sorted(standing)))
+        return tuple(spans)
+
+
+_EMPTY = _Index((), np.empty(0, dtype=np.float32), {}, {}, {}, frozenset())
+
+
+def _runs(name: _Name, row: Sequence[str]) -> Iterator[list[int]]:
+    """The places of the name's words wherever they follow each other with at most two others between."""
+    stems = [_FORMS[word].stem for word in row]
+    for start, first in enumerate(stems):
+        if first == name.stems[0]:
+            following = iter(range(start + 1, min(start + len(name.stems) + 2, len(stems))))
+            run = [next((i for i in following if stems[i] == stem), -1) for stem in name.stems[1:]]
+            if -1 not in run:
+                yield [start, *run]
+
+
+def _is_count(number: object) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
