@@ -180,14 +180,15 @@ def calibrate(guard: LatentGuard, prompts: Sequence[str], false_positive_rate: f
         PolicyError: every concept has a threshold of its own.
         LatentGuardError: as :meth:`LatentGuard.check_batch`.
     """
-    conformal_rank(len(prompts), false_positive_rate)  # too few is said before the work of scoring them
+    rank = conformal_rank(len(prompts), false_positive_rate)  # too few is said before the work of scoring them
     scores = _scores(guard, prompts)
-    threshold = threshold_for(scores, false_positive_rate)
-    if not math.isfinite(threshold):
+    blocked_anyway = int((scores == _BLOCKED_ANYWAY).sum())
+    if blocked_anyway > len(prompts) - rank:
         raise DataError(
-            f"concepts with thresholds of their own block {int((scores == _BLOCKED_ANYWAY).sum())} of "
-            f"{len(prompts)} prompts already, which is more than a rate of {false_positive_rate} allows"
+            f"concepts with thresholds of their own block {blocked_anyway} of {len(prompts)} prompts already, "
+            f"which is more than a rate of {false_positive_rate} allows"
         )
+    threshold = threshold_for(scores, false_positive_rate)
     return Calibration(
         threshold=threshold,
         rate=false_positive_rate,
@@ -278,7 +279,7 @@ def reliability(probabilities: np.ndarray, unsafe: np.ndarray, bins: int = _BINS
     if unsafe.all() or not unsafe.any():
         raise DataError("reliability needs both unsafe and harmless prompts")
     weights = np.where(unsafe, 0.5 / unsafe.sum(), 0.5 / (~unsafe).sum())
-    edges = np.unique(np.quantile(probabilities, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
+    edges = np.unique(np.sort(probabilities)[np.arange(1, bins) * len(probabilities) // bins])
     bin_of = np.searchsorted(edges, probabilities, side="right")
     _, bin_of = np.unique(bin_of, return_inverse=True)
     weight = np.bincount(bin_of, weights)

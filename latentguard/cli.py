@@ -203,9 +203,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     print(f"threshold {shown_threshold(found.threshold)} (before: {shown_threshold(guard.policy.threshold)})")
     print(f"{found.prompts:,} harmless prompts, {found.blocked:,} of them blocked")
     if harmless.repeated:
-        print(f"{harmless.repeated:,} rows left out: they repeat a prompt, and each counts once")
+        print(f"left out as repetitions, since each prompt counts once: {harmless.repeated:,}")
     if harmless.unsafe:
-        print(f"{harmless.unsafe:,} rows left out: labelled unsafe")
+        print(f"left out as labelled unsafe: {harmless.unsafe:,}")
     print(f"guarantee: {found.guarantee()}")
     print(f"beyond it: {found.confidence()}")
     if target is not None:
@@ -390,7 +390,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="COLUMN", help="a column with another model's scores, to compare with")
     parser.add_argument("--precision", help="the embedded encoder's arithmetic: int8 or fp32 (default: its fastest)")
     parser.add_argument("--output", type=Path, metavar="OUT", help="write the figures to this .json file as well")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw ROC, histograms and t-SNE into this folder")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw ROC, histograms, reliability and t-SNE here")
     parser.set_defaults(run=_evaluate)
 
 

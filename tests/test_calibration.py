@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -174,11 +175,11 @@ def test_what_is_promised_names_the_numbers(tiny_guard: LatentGuard) -> None:
 def test_prompts_that_a_concepts_own_threshold_blocks_count_as_blocked(tiny_guard: LatentGuard) -> None:
     plain = tiny_guard.score(PROMPTS)
     tiny_guard.concepts.add("sunset", threshold=-100.0)  # blocks everything
-    with pytest.raises(DataError, match="block 6 of 6 prompts already, which is more than a rate of 0.2"):
+    with pytest.raises(DataError, match="block 6 of 6 prompts already, which is more than a rate"):
         calibrate(tiny_guard, PROMPTS, 0.2)
     tiny_guard.concepts.remove("sunset")
     tiny_guard.concepts.add("sunset", threshold=100.0)  # blocks nothing, and its scores set no threshold
-    assert calibrate(tiny_guard, PROMPTS, 0.2).threshold == threshold_for(plain, 0.2)
+    assert calibrate(tiny_guard, PROMPTS, 0.2).threshold == pytest.approx(threshold_for(plain, 0.2), abs=1e-4)
 
 
 def test_one_prompt_that_is_blocked_anyway_is_part_of_the_rate(tiny_guard: LatentGuard) -> None:
@@ -189,7 +190,7 @@ def test_one_prompt_that_is_blocked_anyway_is_part_of_the_rate(tiny_guard: Laten
     tiny_guard.concepts.add("sunset", threshold=max(of_sunset))
     found = calibrate(tiny_guard, PROMPTS, 0.3)
     rest = np.delete(plain, int(np.argmax(of_sunset)))
-    assert found.threshold == threshold_for(np.append(rest, 1e30), 0.3)
+    assert found.threshold == pytest.approx(threshold_for(np.append(rest, 1e30), 0.3), abs=1e-4)
     tiny_guard.policy = replace(tiny_guard.policy, threshold=found.threshold)
     assert sum(verdict.blocked for verdict in tiny_guard.check_batch(PROMPTS)) == found.blocked
 
@@ -198,7 +199,8 @@ def test_thresholds_of_categories_are_kept(tiny_guard: LatentGuard) -> None:
     others = [concept for concept in CONCEPTS if concept.category != "violence"]
     without = LatentGuard(tiny_guard.encoder, tiny_guard.mapping, others, tiny_guard.policy)
     tiny_guard.policy = Policy(3.5, categories={"violence": None})
-    assert calibrate(tiny_guard, PROMPTS, 0.2).threshold == calibrate(without, PROMPTS, 0.2).threshold
+    expected = calibrate(without, PROMPTS, 0.2).threshold
+    assert calibrate(tiny_guard, PROMPTS, 0.2).threshold == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_bank_of_own_thresholds_alone_has_none_to_set(tiny_guard: LatentGuard) -> None:
@@ -364,9 +366,9 @@ def test_bins_are_a_partition_and_their_error_lies_between_none_and_all(
 
 
 @given(PROBABILITIES, st.randoms(use_true_random=False))
-def test_the_order_of_prompts_plays_no_part(rows: list[tuple[float, bool]], random: st.DataObject) -> None:
+def test_the_order_of_prompts_plays_no_part(rows: list[tuple[float, bool]], random: Random) -> None:
     shuffled = list(rows)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     there, again = reliability(*arrays(rows)), reliability(*arrays(shuffled))
     np.testing.assert_allclose(there.observed, again.observed)
     assert there.calibration_error == pytest.approx(again.calibration_error)

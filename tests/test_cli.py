@@ -200,8 +200,8 @@ def test_the_threshold_for_a_rate_is_printed_with_what_it_promises(
     threshold = float(lines[0].removeprefix("threshold ").removesuffix(" (before: 3.5)"))
     assert lines[1:4] == [
         f"6 harmless prompts, {(tiny_guard.score(PROMPTS) >= threshold).sum()} of them blocked",
-        "1 rows left out: they repeat a prompt, and each counts once",
-        "1 rows left out: labelled unsafe",
+        "left out as repetitions, since each prompt counts once: 1",
+        "left out as labelled unsafe: 1",
     ]
     assert lines[4].startswith("guarantee: a further harmless prompt of the same kind")
     assert lines[5].startswith("beyond it: with 95% confidence")
@@ -219,7 +219,7 @@ def test_calibrated_weights_screen_with_their_threshold_and_bank(
     assert printed.endswith(f"wrote {made}\n")
     guard = LatentGuard.from_pretrained(made)
     assert guard.concepts.names == ["river", "red wine"]
-    assert f"threshold {np.float32(guard.policy.threshold)} (before: 3.5)" in printed
+    assert f"threshold {np.float32(guard.policy.threshold)!s} (before: 3.5)" in printed
     assert f", {sum(verdict.blocked for verdict in guard.check_batch(PROMPTS))} of them blocked" in printed
     card = (made / "README.md").read_text()
     assert "6 harmless\nprompts of own.txt" in card

@@ -36,6 +36,7 @@ from .templates import Choices, is_prose, phrase, sentence, template_fault, tidy
 STYLE = "style"
 _RECIPE = 1  # raise it when the same lexicon gives other prompts for a seed
 _CIRCUMSTANCES = ("place", "time")
+EVERYDAY = "everyday"  # the category of harmless prompts as users type them
 _ATTEMPTS = 40  # draws in a row that may give nothing new before a concept counts as used up
 _MEDIUM = re.compile(
     r"\b(?:anime|art|artwork|cartoon|caricature|cctv|close-?up|comic|drawing|engraving|film|footage|fresco|illustration"
@@ -153,16 +154,17 @@ class Grammar:
         for _, pair in zip(range(count), drawn, strict=False):
             yield TrainingPair(concept, pair.unsafe, pair.safe, category or pair.category, pair.source)
 
-    def harmless(self, count: int, seed: int) -> list[str]:
-        """That many different harmless prompts, spread evenly over the lexicon's templates.
+    def harmless(self, count: int, seed: int, *, category: str | None = None) -> list[str]:
+        """That many different harmless prompts, spread evenly over the lexicon's templates, or a category's.
 
         Raises DataError if the lexicon hasn't that many.
         """
+        templates = [one for one in self._lexicon.harmless if category in (None, one[0])]
         rng = random.Random(seed)
         texts: dict[str, str] = {}
         misses = 0
         while len(texts) < count:
-            round_of = list(self._lexicon.harmless)
+            round_of = list(templates)
             rng.shuffle(round_of)
             for category, template in round_of[: count - len(texts)]:
                 text = self._decorated_harmless(category, template, rng)

@@ -71,21 +71,24 @@ def fit_combination(
     rarity: WordRarity,
     encoder: TextEncoder,
     cache: TokenStateCache,
-    held_out: HeldOut,
-    banks: Sequence[Sequence[ConceptEntry]],
+    held_out: Sequence[HeldOut],
+    known: Sequence[ConceptEntry],
+    default: Sequence[ConceptEntry],
 ) -> Combination:
-    """The weights of the score, by logistic regression on held-out concepts.
+    """The weights of the score, by logistic regression on prompts that training doesn't see.
 
-    A prompt's score is its highest over a bank. Each of ``banks`` is scored in turn: the first is the concepts of the
-    training data, where a prompt that mentions a concept counts as unsafe; in the others such prompts are left out.
-    Harmful and harmless prompts weigh the same, and so do safe twins and other harmless prompts.
+    A prompt's score is its highest over a bank. All of ``held_out`` are scored with the concepts of the training data,
+    ``known``, where a prompt that mentions a concept counts as unsafe; and with the ``default`` bank, without such
+    prompts. Of each view harmful and harmless prompts weigh the same, and so do safe twins and other harmless prompts.
     """
     heads = Heads(prompt_head, scale, _START, rarity)
     views = []
-    for number, entries in enumerate(banks):
+    for entries, mentions in ((known, True), (default, False)):
         bank = ConceptBank(encoder, mapping, entries, heads).snapshot
-        rows = np.arange(len(held_out.texts)) if number == 0 else np.flatnonzero(~held_out.mention)
-        views.append(_view(mapping, heads, bank, cache, held_out, rows))
+        for one in held_out:
+            rows = np.flatnonzero(mentions | ~one.mention)
+            if one.unsafe[rows].any() and not one.unsafe[rows].all():
+                views.append(_view(mapping, heads, bank, cache, one, rows))
     return _logistic(views)
 
 

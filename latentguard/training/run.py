@@ -94,7 +94,7 @@ class TrainingRun:
             encoder,
             TokenStateCache(self._cache_folder(encoder), encoder),
             [*pairs, *written[0]],
-            [*negatives, written[1]],
+            [*negatives, *written[1:]],
             self.arguments,
             self.output / "training",
             torch.device(encoder.device),
@@ -117,7 +117,7 @@ class TrainingRun:
                 "recipe": asdict(self.arguments),
                 "pairs": report.as_dict(),
                 "negatives": sum(len(group) for group in negatives),
-                "grammar": {"pairs": len(written[0]), "harmless": len(written[1])},
+                "grammar": {"pairs": len(written[0]), "harmless": len(written[1]) + len(written[2])},
                 "held_out_concepts": result.best,
                 "calibration": {
                     "source": "harmless prompts held out of training"
@@ -133,16 +133,23 @@ class TrainingRun:
 
     def _written(
         self, excluded_prompts: Collection[str], excluded_concepts: Collection[str]
-    ) -> tuple[list[TrainingPair], list[str]]:
-        """What the grammar adds, without whatever is excluded."""
+    ) -> tuple[list[TrainingPair], list[str], list[str]]:
+        """What the grammar adds, without whatever is excluded: pairs, harmless prompts, and such in users' style."""
         if not self.grammar:
-            return [], []
-        from latentguard.synthesis.grammar import Grammar
+            return [], [], []
+        from latentguard.synthesis.grammar import EVERYDAY, Grammar
 
         grammar = Grammar.load()
         pairs = without_excluded(grammar.pairs(self.grammar, self.arguments.seed), excluded_prompts, excluded_concepts)
-        harmless = grammar.harmless(self.grammar, self.arguments.seed)
-        return pairs, [text for text in harmless if text not in excluded_prompts]
+        harmless, usual = (
+            [
+                text
+                for text in grammar.harmless(count, self.arguments.seed, category=category)
+                if text not in excluded_prompts
+            ]
+            for count, category in ((self.grammar, None), (self.grammar // 2, EVERYDAY))
+        )
+        return pairs, harmless, usual
 
     def _heads(
         self, encoder: TextEncoder, trainer: Trainer, result: TrainingResult, bank: Sequence[ConceptEntry]
@@ -156,7 +163,15 @@ class TrainingRun:
         rarity = WordRarity.of(normalize(text) for text in harmless)
         known = distinct([*trainer.table.concepts, *trainer.held_out.concepts])
         combination = fit_combination(
-            result.mapping, result.prompt_head, scale, rarity, encoder, trainer.cache, trainer.held_out, [known, bank]
+            result.mapping,
+            result.prompt_head,
+            scale,
+            rarity,
+            encoder,
+            trainer.cache,
+            [trainer.held_out, trainer.familiar],
+            known,
+            bank,
         )
         return Heads(result.prompt_head, scale, combination, rarity)
 

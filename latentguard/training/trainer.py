@@ -59,6 +59,7 @@ class TrainingArguments:
         head_dropout: the share of the prompt head's inputs and hidden units left out at random in a step.
         averaging: the decay of the running average of the weights; the average is what is evaluated and kept.
         held_out: the share of the concepts kept out of training, to stop by.
+        held_out_pairs: the share of the other concepts' pairs kept out of training, to weigh the evidence by.
         evaluate_every: steps between evaluations on the held-out concepts; a checkpoint is written at each.
         patience: evaluations without a better one after which training stops.
         seed: of the weights and the batches.
@@ -76,6 +77,7 @@ class TrainingArguments:
     head_dropout: float = 0.2
     averaging: float = 0.98
     held_out: float = 0.05
+    held_out_pairs: float = 0.03
     evaluate_every: int = 100
     patience: int = 8
     seed: int = 0
@@ -137,6 +139,7 @@ class Trainer:
         train, held_out = split_concepts(pairs, held_out=arguments.held_out, seed=arguments.seed)
         if not train or not held_out:
             raise DataError("too few concepts to train on some and hold others out")
+        train, familiar = _pairs_kept_back(train, arguments.held_out_pairs, arguments.seed)
         kept, groups = _kept_back(negatives, arguments.seed)
         harmless = [text for group in groups for text in group]
         train, held_out = (
@@ -146,7 +149,8 @@ class Trainer:
         naming_twins = [pair.safe for pair in train if pair.safe is not None and _names_own(pair, names, concepts)]
         groups.append(list(dict.fromkeys(naming_twins)))
         train = [replace(pair, safe=None) if _names_own(pair, names, concepts) else pair for pair in train]
-        texts = [text for pair in [*train, *held_out] for text in (pair.unsafe, pair.safe) if text is not None]
+        known = [*train, *held_out, *familiar]
+        texts = [text for pair in known for text in (pair.unsafe, pair.safe) if text is not None]
         texts += [text for group in [*groups, kept] for text in group]
         normalized = {text: normalize(text) for text in texts}
         self._texts = hashlib.sha256("\0".join(normalized).encode("utf-8", "surrogatepass")).hexdigest()
@@ -165,6 +169,8 @@ class Trainer:
             text for text, place in places.items() if self._labels.get(place) == len(self.categories)
         )
         self.held_out = _held_out(held_out, kept, places)
+        # Pairs that training doesn't see, but of concepts that it does.
+        self.familiar = _held_out(familiar, [], places)
         self._held_out_embeddings = _embed(encoder, self.held_out.concepts).to(device)
         self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
 
@@ -381,6 +387,16 @@ def _mentions(
 def _names_own(pair: TrainingPair, names: NameMatcher, concepts: Sequence[str]) -> bool:
     """Whether the safe twin names the concept too: the layer is asked whether a concept is there."""
     return pair.safe is not None and pair.concept in {concepts[index] for index in names.find(pair.safe)}
+
+
+def _pairs_kept_back(
+    pairs: Sequence[TrainingPair], share: float, seed: int
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """The pairs to train on and those kept out; no text of the latter is in the former."""
+    aside = set(random.Random(f"{seed} pairs").sample(range(len(pairs)), int(share * len(pairs))))
+    texts = {text for i in aside for text in (pairs[i].unsafe, pairs[i].safe)} - {None}
+    train = [pair for i, pair in enumerate(pairs) if i not in aside and not texts & {pair.unsafe, pair.safe}]
+    return train, [pair for i, pair in enumerate(pairs) if i in aside]
 
 
 def _kept_back(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str], list[list[str]]]:
