@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.made_up import concept_names, guard_of
+from benchmarks.made_up import LAYERS, concept_names, guard_of
 from benchmarks.reference import PublishedPipeline
 from benchmarks.report import Figure
 from benchmarks.settings import Settings
@@ -19,7 +19,7 @@ def bank(settings: Settings) -> list[Figure]:
     The reference for a build is the time of one concept in the published tower, times their number.
     """
     pipeline = PublishedPipeline(settings.tower)
-    encoder = load_encoder(device="cpu", threads=settings.threads)
+    encoder = load_encoder(device="cpu", layers=LAYERS, threads=settings.threads)
     figures = []
     for count in settings.concepts:
         guard, names = guard_of(encoder, count), concept_names(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.made_up import guard_of, prompt_of, prompts
+from benchmarks.made_up import LAYERS, guard_of, prompt_of, prompts
 from benchmarks.reference import TOKENS, PublishedPipeline
 from benchmarks.report import Figure
 from benchmarks.settings import WANTED_AT, Settings
@@ -19,7 +19,9 @@ def check(settings: Settings) -> list[Figure]:
     """One prompt at a time, in ms: for short and full-length prompts, 8-bit and float32 encoder, by bank size."""
     pipeline = PublishedPipeline(settings.tower)
     precisions: tuple[Precision, ...] = ("int8", "fp32")
-    encoders = {name: load_encoder(device="cpu", precision=name, threads=settings.threads) for name in precisions}
+    encoders = {
+        name: load_encoder(device="cpu", layers=LAYERS, precision=name, threads=settings.threads) for name in precisions
+    }
     figures = []
     for count in settings.concepts:
         calls = {"reference": Call(pipeline.checker(count))}
@@ -48,7 +50,7 @@ def check(settings: Settings) -> list[Figure]:
 def check_batch(settings: Settings) -> list[Figure]:
     """Many prompts in one call, in prompts per second, by bank size; the published pipeline takes them one by one."""
     pipeline = PublishedPipeline(settings.tower)
-    encoder = load_encoder(device="cpu", threads=settings.threads)
+    encoder = load_encoder(device="cpu", layers=LAYERS, threads=settings.threads)
     batch = prompts(settings.prompts)
     figures = []
     for count in settings.concepts:

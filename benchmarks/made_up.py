@@ -9,14 +9,26 @@ import torch
 
 from latentguard import LatentGuard, Policy
 from latentguard.encoders.base import TextEncoder
+from latentguard.heads import Combination, ConceptScale, Heads
+from latentguard.lexicon import WordRarity
 from latentguard.mapping import MappingLayer, MappingShape
+from latentguard.prompt_head import PromptHead, PromptHeadShape
+
+LAYERS = (2, 4, 6)  # those of the shipped weights
+_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 
 
 def guard_of(encoder: TextEncoder, concept_count: int) -> LatentGuard:
-    """A guard with an untrained mapping layer and made-up concepts: it decides nothing, at full cost."""
+    """A guard with an untrained mapping layer and heads, and made-up concepts: it decides nothing, at full cost."""
     torch.manual_seed(0)
     mapping = MappingLayer(MappingShape(encoder.width)).requires_grad_(False)
-    return LatentGuard(encoder, mapping, concept_names(concept_count), Policy(5.0))
+    heads = Heads(
+        PromptHead(PromptHeadShape(encoder.width, _CATEGORIES)).requires_grad_(False),
+        ConceptScale(mapping.shape.output).requires_grad_(False),
+        Combination(concept=1.0, part=0.1, full=1.0, exact=2.0, prompt=1.0, bias=-1.0),
+        WordRarity.of(prompts(1_000)),
+    )
+    return LatentGuard(encoder, mapping, concept_names(concept_count), Policy(5.0), heads)
 
 
 def concept_names(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.made_up import guard_of, prompts
+from benchmarks.made_up import LAYERS, guard_of, prompts
 from benchmarks.reference import PublishedPipeline, Tower
 from benchmarks.report import Figure
 from benchmarks.settings import WANTED_AT, Settings
@@ -48,7 +48,7 @@ def measure(settings: Settings) -> dict[str, float]:
         importlib.import_module(library)
     torch.set_num_threads(settings.threads)
     start = _resident()
-    guard = guard_of(load_encoder(device="cpu", threads=settings.threads), WANTED_AT)
+    guard = guard_of(load_encoder(device="cpu", layers=LAYERS, threads=settings.threads), WANTED_AT)
     loaded = _resident()
     guard.check_batch(prompts(settings.prompts))
     used = _resident()

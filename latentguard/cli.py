@@ -368,6 +368,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         ("head-dropout", float),
         ("averaging", float),
         ("held-out", float),
+        ("held-out-pairs", float),
         ("evaluate-every", int),
         ("patience", int),
         ("seed", int),

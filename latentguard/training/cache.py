@@ -33,7 +33,7 @@ from latentguard.encoders.base import TextEncoder, Window
 from latentguard.errors import DataError, EncoderError
 from latentguard.files import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 BATCHES_SORTED = 32  # texts of so many batches are sorted by length together, so that little is padded
 _KEY_BYTES = 16
 _RECORD = np.dtype([("key", f"V{_KEY_BYTES}"), ("first", "<u8"), ("rows", "<u4")])
@@ -196,6 +196,7 @@ class TokenStateCache:
             "encoder": self._encoder.name,
             "width": self.width,
             "layers": list(self._encoder.layers),
+            "window": self._encoder.window,  # of a longer text the first window is kept
             "precision": getattr(self._encoder, "precision", None),  # int8 states are not fp32 states
         }
         if not path.exists():
@@ -210,10 +211,11 @@ class TokenStateCache:
             raise DataError(f"{path}: not JSON") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DataError(f"{path}: not a token state cache of format {FORMAT}")
-        last_alone = [self._encoder.depth]  # what a cache holds that was made before layers could be chosen
-        if {"layers": last_alone, **found} != mine:
-            raise EncoderError(f"{self.folder}: holds the states of another encoder ({found.get('encoder')!r}) than "
-                               f"{self._encoder.name!r}, or of another width, precision or other layers")  # fmt: skip
+        if found != mine:
+            raise EncoderError(
+                f"{self.folder}: holds the states of another encoder ({found.get('encoder')!r}) than "
+                f"{self._encoder.name!r}, or of another width, window, precision or other layers"
+            )
 
     def _load(self) -> None:
         """Read the index as far as it is whole and its states are there."""

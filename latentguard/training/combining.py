@@ -29,7 +29,7 @@ _WORDS = 2_500  # single words that stand for further concepts when the scale is
 _RIDGE = 300.0
 _AT_A_TIME = 64
 _STEPS = 400
-_MENTIONS = 0.25  # of the weight of the unsafe prompts
+_MENTIONS = 0.5  # of the weight of the unsafe prompts: a concept that is there counts as much as harm
 _START = Combination(concept=1.0, part=0.2, full=1.0, exact=1.0, prompt=1.0, bias=-3.0)
 
 

@@ -31,6 +31,7 @@ from latentguard.training.combining import distinct, fit_combination, fit_scale
 from latentguard.training.pairs import PairReport, TrainingPair, read_negatives, read_pairs, without_excluded
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 from latentguard.weights import DEFAULT_MODEL, WeightsConfig, save_weights
+from latentguard.wording import text_key
 
 _REFERENCE = 1_200  # harmless prompts by whose scores the concepts' scale is fitted
 
@@ -141,11 +142,12 @@ class TrainingRun:
 
         grammar = Grammar.load()
         pairs = without_excluded(grammar.pairs(self.grammar, self.arguments.seed), excluded_prompts, excluded_concepts)
+        barred = {text_key(prompt) for prompt in excluded_prompts}
         harmless, usual = (
             [
                 text
                 for text in grammar.harmless(count, self.arguments.seed, category=category)
-                if text not in excluded_prompts
+                if text_key(text) not in barred
             ]
             for count, category in ((self.grammar, None), (self.grammar // 2, EVERYDAY))
         )
@@ -190,7 +192,7 @@ class TrainingRun:
         if self.cache is not None:
             return self.cache
         layers = "-".join(str(layer) for layer in encoder.layers)
-        name = f"{encoder.name}-{getattr(encoder, 'precision', 'fp32')}-layers-{layers}"
+        name = f"{encoder.name}-{getattr(encoder, 'precision', 'fp32')}-layers-{layers}-window-{encoder.window}"
         return cache_folder() / "token-states" / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
 
     def _threshold(

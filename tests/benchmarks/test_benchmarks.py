@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.made_up import concept_names, guard_of, prompt_of, prompts
+from benchmarks.made_up import LAYERS, concept_names, guard_of, prompt_of, prompts
 from benchmarks.reference import PublishedPipeline, Tower, published_scores
 from benchmarks.report import Figure, table
 from benchmarks.settings import Settings
@@ -104,7 +104,7 @@ def test_a_missed_figure_fails_only_when_strict(
 
 @pytest.mark.parametrize("tokens", [20, 77])
 def test_a_prompt_has_the_length_asked_for(tokens: int) -> None:
-    encoder = load_encoder(device="cpu")
+    encoder = load_encoder(device="cpu", layers=LAYERS)
     windows = encoder.windows(prompt_of(encoder, tokens))
     assert len({span for window in windows for span in window.offsets if span != (0, 0)}) == tokens - 2
 
@@ -120,5 +120,5 @@ def test_made_up_prompts_are_the_same_every_time_and_of_many_lengths() -> None:
 
 
 def test_a_made_up_guard_scores() -> None:
-    guard = guard_of(load_encoder(device="cpu"), 4)
+    guard = guard_of(load_encoder(device="cpu", layers=LAYERS), 4)
     assert len(guard.check("a red fox").scores(None)) == 4

@@ -15,7 +15,7 @@ from latentguard.errors import EncoderError
 
 def test_the_default_is_the_embedded_encoder() -> None:
     encoder = load_encoder(device="cpu")
-    assert (encoder.name, encoder.width, encoder.window, encoder.pooling) == ("minilm-l6", 384, 64, "mean")
+    assert (encoder.name, encoder.width, encoder.window, encoder.pooling) == ("minilm-l6", 384, 128, "mean")
 
 
 def test_auto_is_the_gpu_if_there_is_one() -> None:
