@@ -25,7 +25,7 @@ def guard_of(encoder: TextEncoder, concept_count: int) -> LatentGuard:
     heads = Heads(
         PromptHead(PromptHeadShape(encoder.width, _CATEGORIES)).requires_grad_(False),
         ConceptScale(mapping.shape.output).requires_grad_(False),
-        Combination(concept=1.0, part=0.1, full=1.0, exact=2.0, prompt=1.0, bias=-1.0),
+        Combination(concept=1.0, part=0.1, named=2.0, prompt=1.0, bias=-1.0),
         WordRarity.of(prompts(1_000)),
     )
     return LatentGuard(encoder, mapping, concept_names(concept_count), Policy(5.0), heads)

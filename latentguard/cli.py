@@ -106,7 +106,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from latentguard.errors import DataError
-    from latentguard.evaluation import draw, evaluate, markdown_table, read_evaluation_set
+    from latentguard.evaluation import draw, evaluate, markdown_table, named_concepts, read_evaluation_set
     from latentguard.files import atomic_path, check_target
     from latentguard.guard import LatentGuard
     from latentguard.records import read_concepts
@@ -125,9 +125,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         precision=arguments.precision,
     )
+    added = [] if arguments.add_concepts is None else read_concepts(arguments.add_concepts)
+    guard.concepts.extend(added)
     results = [evaluate(guard, data) for data in sets]
     reports = [report for report, _ in results]
     print(markdown_table(reports), end="")
+    for data in sets if added else ():
+        print(named_concepts(guard, data, [concept.name for concept in added]))
     for report in reports:
         for category, (count, share) in report.categories.items():
             print(f"{report.file}: {category}: {share:.1%} of {count} blocked")
@@ -388,6 +392,12 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="prompt files, with a column 'unsafe' (0 or 1) where labels are known",
     )
     _add_model_options(parser)
+    parser.add_argument(
+        "--add-concepts",
+        type=Path,
+        metavar="FILE",
+        help="concepts to add to the bank, as at run time; tells how many of the prompts that name one are blocked",
+    )
     parser.add_argument("--reference", metavar="COLUMN", help="a column with another model's scores, to compare with")
     parser.add_argument("--precision", help="the embedded encoder's arithmetic: int8 or fp32 (default: its fastest)")
     parser.add_argument("--output", type=Path, metavar="OUT", help="write the figures to this .json file as well")

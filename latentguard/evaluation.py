@@ -14,7 +14,9 @@ from sklearn.metrics import roc_auc_score
 from latentguard.calibration import reliability
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
+from latentguard.lexicon import LexicalMatcher, WordRarity
 from latentguard.mapping import with_pooled
+from latentguard.naming import Naming
 from latentguard.normalize import normalize
 from latentguard.plots import plot_latent_space, plot_reliability, plot_roc, plot_score_histogram
 from latentguard.records import PromptRow, read_prompts
@@ -136,6 +138,37 @@ def evaluate(guard: LatentGuard, data: EvaluationSet) -> tuple[FileReport, np.nd
         calibration_error=_calibration_error(_probabilities(guard, scores), unsafe),
     )
     return report, scores
+
+
+@dataclass(frozen=True)
+class NamedConcepts:
+    """How a guard does on the prompts of a file that name one of the concepts added to its bank.
+
+    ``named`` of the ``prompts`` name one in full, ``blocked`` of those are blocked, ``by_name`` of them with the named
+    concept as the one that decided.
+    """
+
+    file: str
+    prompts: int
+    named: int
+    blocked: int
+    by_name: int
+
+    def __str__(self) -> str:
+        share = f", {self.blocked / self.named:.1%} of them blocked, {self.by_name} for it" if self.named else ""
+        return f"{self.file}: {self.named} of {self.prompts} prompts name an added concept{share}"
+
+
+def named_concepts(guard: LatentGuard, data: EvaluationSet, names: Sequence[str]) -> NamedConcepts:
+    """The figures of the prompts that name one of ``names``, which the guard's bank holds."""
+    matcher = LexicalMatcher(names, WordRarity.of([]))
+    found = [matcher.match(normalize(prompt)) for prompt in data.prompts]
+    spelled = [{names[i] for i, grade in zip(m.concepts, m.grades, strict=True) if grade >= Naming.FULL} for m in found]
+    chosen = [i for i, some in enumerate(spelled) if some]
+    verdicts = guard.check_batch([data.prompts[i] for i in chosen])
+    blocked = [(verdict, spelled[i]) for verdict, i in zip(verdicts, chosen, strict=True) if verdict.blocked]
+    by_name = sum(verdict.concept in some for verdict, some in blocked)
+    return NamedConcepts(data.path.stem, len(data.prompts), len(chosen), len(blocked), by_name)
 
 
 def _labelled_figures(

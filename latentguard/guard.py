@@ -259,12 +259,14 @@ class LatentGuard:
         share = combination.concept / spread
         harm = self.heads.harm(z, mask, self._enabled(policy))[0]
         category = int(scoring.categories[0])
-        # The log-odds of any category is explained by the likeliest one; what the others add is constant.
+        # The evidence of any category is explained by the likeliest one; what the others add is constant. It is no
+        # linear function of the log-odds that the positions sum to, so they get what its slope makes of them.
         likeliest = int(harm[:-1].argmax()) if category == len(head.shape.categories) else category
         of_head = head.attribute(z[0], mask[0], pooling, likeliest)
-        rest = float(harm[category]) - float(of_head.positions.sum())
+        parts = (1 - math.exp(-float(harm[likeliest]))) * of_head.positions
+        rest = float(harm[category]) - float(parts.sum())
         return Attribution(
-            share * attribution.positions + combination.prompt * of_head.positions,
+            share * attribution.positions + combination.prompt * parts,
             share * (attribution.bias - mean) + combination.prompt * rest + combination.bias,
         )
 

@@ -3,15 +3,16 @@
 Evidence about the concept (the mapping layer), about the prompt (the prompt head) and about the words (the lexical
 head) complete each other. For a prompt p and a concept c, with s the mapping layer's score,
 
-    score(p, c) = α · (s - μ_c) / σ_c  +  β_g(p, c) · rarity(c)  +  η · h_k(c)(p)  +  b
+    score(p, c) = α · (s - μ_c) / σ_c  +  β_g(p, c) · rarity(c)  +  η · log(1 + e · exp h_k(c)(p))  +  b
 
 - μ_c and σ_c are mean and spread of the scores that harmless prompts have with c, as a linear function of c's
   direction q' / |q'| foretells them: some concepts score high with every prompt.
-- g is how closely p names c (not at all, in part, in some inflection, exactly), and rarity(c) how seldom the name's
+- g is how closely p names c (not at all, in part, or whole, be it inflected), and rarity(c) how seldom the name's
   rarest word stands in harmless prompts: "clean" spelled out says little, "beheading" much.
-- h_k is the prompt head's log-odds for the category k of c, or for any category where c has none.
+- h_k is the prompt head's log-odds for the category k of c, or for any category where c has none. Harm adds to the
+  score, and a prompt without any takes nothing from it: a concept can be unwanted where it does no harm.
 
-The five weights and the constant are those of a logistic regression on concepts that training didn't see, so that the
+The four weights and the constant are those of a logistic regression on concepts that training didn't see, so that the
 score is a log-odds.
 """
 
@@ -47,12 +48,11 @@ class ConceptScale(nn.Module):
 
 @dataclass(frozen=True)
 class Combination:
-    """The weights of the score: ``concept`` α, ``part``, ``full`` and ``exact`` β, ``prompt`` η, ``bias`` b."""
+    """The weights of the score: ``concept`` α, ``part`` and ``named`` β, ``prompt`` η, ``bias`` b."""
 
     concept: float
     part: float
-    full: float
-    exact: float
+    named: float
     prompt: float
     bias: float
 
@@ -64,7 +64,7 @@ class Combination:
     def naming(self) -> np.ndarray:
         """β by grade of naming [4], float32; 0 for none."""
         by_grade = np.zeros(max(Naming) + 1, dtype=np.float32)
-        by_grade[[Naming.PART, Naming.FULL, Naming.EXACT]] = self.part, self.full, self.exact
+        by_grade[[Naming.PART, Naming.FULL, Naming.EXACT]] = self.part, self.named, self.named
         return by_grade
 
 
@@ -88,10 +88,11 @@ class Heads:
 
     @torch.inference_mode()
     def harm(self, z: Tensor, mask: Tensor, enabled: Tensor | None = None) -> Tensor:
-        """Log-odds [B, K + 1] of prompts z [B, L', D]: of each category, then of any.
+        """Evidence of harm [B, K + 1], log(1 + e · odds), in prompts z [B, L', D]: of each category, then of any.
 
         Categories that ``enabled`` [K] leaves out have no part in the last one.
         """
         log_odds = self.prompt_head(z, mask)
         counted = log_odds if enabled is None else log_odds.masked_fill(~enabled, -torch.inf)
-        return torch.cat([log_odds, any_category(counted)[:, None].clamp_min(_LEAST)], dim=1)
+        log_odds = torch.cat([log_odds, any_category(counted)[:, None].clamp_min(_LEAST)], dim=1)
+        return F.softplus(log_odds + 1)

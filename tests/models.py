@@ -87,7 +87,7 @@ def random_heads(width: int = WIDTH, output: int = 16, seed: int = 0) -> Heads:
     """Random heads to go with `random_mapping`; words of `PROMPTS` are known to be frequent."""
     torch.manual_seed(seed)
     scale = ConceptScale(output).eval().requires_grad_(False)
-    combination = Combination(concept=1.0, part=0.3, full=1.5, exact=2.0, prompt=0.8, bias=-1.0)
+    combination = Combination(concept=1.0, part=0.3, named=2.0, prompt=0.8, bias=-1.0)
     return Heads(random_prompt_head(width, seed), scale, combination, WordRarity.of(PROMPTS))
 
 

@@ -23,6 +23,7 @@ from latentguard.evaluation import (
     evaluate,
     latent_space,
     markdown_table,
+    named_concepts,
     read_evaluation_set,
     separation,
 )
@@ -217,3 +218,22 @@ def test_the_latent_space_is_that_of_each_prompts_nearest_concept(tiny_guard: La
     for verdict, mapped in zip(tiny_guard.check_batch(PROMPTS), after, strict=True):
         cosine = mapped @ directions[verdict.concept].numpy() / np.linalg.norm(mapped)  # times the temperature
         assert cosine == pytest.approx(verdict.score, abs=1e-3)
+
+
+def test_prompts_that_name_an_added_concept_are_counted_and_told_from_those_blocked(
+    headed_guard: LatentGuard, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a sailing boat on the river\ntwo sailing boats\nold boat\nportrait of a knight\n")
+    headed_guard.concepts.add("sailing boat", threshold=-100.0)
+    headed_guard.policy = Policy(100.0)
+    figures = named_concepts(headed_guard, read_evaluation_set(path), ["sailing boat"])
+    assert (figures.prompts, figures.named, figures.blocked, figures.by_name) == (4, 2, 2, 2)
+    assert "2 of 4 prompts name an added concept, 100.0% of them blocked" in str(figures)
+
+
+def test_a_file_that_names_no_added_concept_has_no_share(headed_guard: LatentGuard, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n")
+    headed_guard.concepts.add("sailing boat")
+    assert str(named_concepts(headed_guard, read_evaluation_set(path), ["sailing boat"])).endswith("added concept")

@@ -44,9 +44,10 @@ def stated_score(guard: LatentGuard, prompt: str, place: int) -> float:
     weights = heads.combination
     for concept, grade, rarity in zip(match.concepts, match.grades, match.rarity, strict=True):
         if concept == place:
-            of_grade = {Naming.PART: weights.part, Naming.FULL: weights.full, Naming.EXACT: weights.exact}
+            of_grade = {Naming.PART: weights.part, Naming.FULL: weights.named, Naming.EXACT: weights.named}
             named = of_grade[Naming(int(grade))] * float(rarity)
-    return weights.concept * (raw - mean) / math.exp(log_spread) + named + weights.prompt * harm + weights.bias
+    evidence = math.log1p(math.e * math.exp(harm))
+    return weights.concept * (raw - mean) / math.exp(log_spread) + named + weights.prompt * evidence + weights.bias
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -61,7 +62,7 @@ def test_a_prompt_that_spells_a_concept_scores_higher_with_it_than_without_the_l
 ) -> None:
     heads = headed_guard.heads
     assert heads is not None
-    silent = replace(heads, combination=replace(heads.combination, part=0.0, full=0.0, exact=0.0))
+    silent = replace(heads, combination=replace(heads.combination, part=0.0, named=0.0))
     without = LatentGuard(headed_guard.encoder, headed_guard.mapping, CONCEPTS, Policy(0.5), silent)
     prompt = "a bomb on the bridge"
     spelled, unspelled = (dict(guard.check(prompt).scores(None)) for guard in (headed_guard, without))
@@ -102,7 +103,7 @@ def test_the_words_that_spell_the_concept_are_credited_for_it(headed_guard: Late
     verdict = replace(headed_guard.check("old city, a bomb"), concept="bomb")
     heads = headed_guard.heads
     assert heads is not None
-    loud = replace(heads, combination=replace(heads.combination, exact=50.0))
+    loud = replace(heads, combination=replace(heads.combination, named=50.0))
     louder = LatentGuard(headed_guard.encoder, headed_guard.mapping, CONCEPTS, Policy(0.5), loud)
     assert louder.check(verdict.prompt).explain().top(1)[0].text == "bomb"
 

@@ -30,7 +30,7 @@ _RIDGE = 300.0
 _AT_A_TIME = 64
 _STEPS = 400
 _MENTIONS = 0.5  # of the weight of the unsafe prompts: a concept that is there counts as much as harm
-_START = Combination(concept=1.0, part=0.2, full=1.0, exact=1.0, prompt=1.0, bias=-3.0)
+_START = Combination(concept=1.0, part=0.2, named=1.0, prompt=1.0, bias=-3.0)
 
 
 def fit_scale(
@@ -94,7 +94,7 @@ def fit_combination(
 
 @dataclass(frozen=True)
 class _View:
-    """Some prompts against one bank: z [P, N], prompt [P, N], named [3, P, N], whether unsafe [P], and weights [P]."""
+    """Some prompts against one bank: z [P, N], prompt [P, N], named [2, P, N], whether unsafe [P], and weights [P]."""
 
     standard: Tensor
     prompt: Tensor
@@ -116,12 +116,11 @@ def _view(
     mean, spread = bank.scoring.moments.cpu().unbind(-1)
     standard = (_scores(mapping, bank, cache, texts) - mean) / spread
     harm = _harm(heads, cache, texts)[:, bank.scoring.categories.cpu()]
-    named = torch.zeros(3, *standard.shape)
-    order = [Naming.PART, Naming.FULL, Naming.EXACT]
+    named = torch.zeros(2, *standard.shape)
     for row, text in enumerate(texts):
         match = bank.scoring.matcher.match(normalize(text))
         for concept, grade, rare in zip(match.concepts, match.grades, match.rarity, strict=True):
-            named[order.index(Naming(int(grade))), row, int(concept)] = float(rare)
+            named[int(grade > Naming.PART), row, int(concept)] = float(rare)
     unsafe = held_out.unsafe[rows]
     kinds = np.where(unsafe, np.where(held_out.mention[rows], 0, 1), np.where(held_out.twin[rows], 2, 3))
     shares = {0: _MENTIONS, 1: 1 - _MENTIONS, 2: 0.5, 3: 0.5}
@@ -130,21 +129,21 @@ def _view(
 
 
 def _logistic(views: Sequence[_View]) -> Combination:
-    start = torch.tensor([_START.concept, _START.part, _START.full, _START.exact, _START.prompt])
+    start = torch.tensor([_START.concept, _START.part, _START.named, _START.prompt])
     positive = start.log().requires_grad_()  # more evidence is never less harm
     bias = torch.tensor(_START.bias, requires_grad=True)
     optimizer = torch.optim.Adam([positive, bias], lr=0.05)
     for _ in range(_STEPS):
-        concept, part, full, exact, prompt = positive.exp()
+        concept, part, whole, prompt = positive.exp()
         loss = torch.zeros(())
         for view in views:
-            named = part * view.named[0] + full * view.named[1] + exact * view.named[2]
+            named = part * view.named[0] + whole * view.named[1]
             score = (concept * view.standard + named + prompt * view.prompt).amax(dim=1) + bias
             loss = loss + F.binary_cross_entropy_with_logits(score, view.unsafe, view.weight, reduction="sum")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return Combination(*(round(value, 4) for value in [*positive.exp().tolist(), float(bias)]))
+    return Combination(*(round(value, 4) for value in [*positive.exp().tolist(), bias.item()]))
 
 
 def _scores(mapping: MappingLayer, bank: BankSnapshot, cache: TokenStateCache, texts: Sequence[str]) -> Tensor:
