@@ -234,11 +234,13 @@ class LatentGuard:
         pooling = self._pooling_shares(window, mask[0, 1:])
         attribution = self.mapping.attribute(only.queries, z[0], mask[0], pooling)
         spelled: dict[tuple[int, int], float] = {}
-        if self.heads is not None and only.scoring is not None:
+        if self.heads is not None and only.scoring is not None and snapshot.scoring is not None:
             attribution = self._with_heads(attribution, only.scoring, z, mask, pooling, policy)
-            match = only.scoring.matcher.match(text)
-            for spans, share in zip(match.spans, self.heads.combination.of_grades(match), strict=True):
-                for span in spans:
+            # Among all names of the bank: a part of a name tells it only where no other name has that part.
+            match = snapshot.scoring.matcher.match(text)
+            shares = self.heads.combination.of_grades(match)
+            for concept, spans, share in zip(match.concepts, match.spans, shares, strict=True):
+                for span in spans if concept == place else ():
                     spelled[span] = spelled.get(span, 0.0) + float(share) / len(spans)
         words, whole = _by_word(text, window, attribution.positions.cpu().tolist(), spelled)
         return Explanation(verdict.concept, text, words, whole, attribution.bias, verdict.threshold)

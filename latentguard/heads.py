@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentguard.lexicon import LexicalMatch, WordRarity
-from latentguard.mapping import ConceptQueries
+from latentguard.mapping import ConceptQueries, real_lengths
 from latentguard.naming import Naming
 from latentguard.prompt_head import PromptHead, any_category
 
@@ -92,7 +92,13 @@ class Heads:
 
         Categories that ``enabled`` [K] leaves out have no part in the last one.
         """
-        log_odds = self.prompt_head(z, mask)
+        if z.device.type == "cpu":
+            # One by one, without padding, so that a prompt's score doesn't depend on its neighbours by a single bit.
+            rows = zip(range(len(z)), real_lengths(mask), strict=True)
+            each = [self.prompt_head(z[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in rows]
+            log_odds = torch.cat(each)
+        else:
+            log_odds = self.prompt_head(z, mask)
         counted = log_odds if enabled is None else log_odds.masked_fill(~enabled, -torch.inf)
         log_odds = torch.cat([log_odds, any_category(counted)[:, None].clamp_min(_LEAST)], dim=1)
         return F.softplus(log_odds + 1)

@@ -158,7 +158,7 @@ class MappingLayer(nn.Module):
         if not len(queries):
             return scores
         if z.device.type == "cpu":
-            for i, length in enumerate(_lengths(mask)):
+            for i, length in enumerate(real_lengths(mask)):
                 one = slice(i, i + 1)
                 scores[one] = self._score_chunk(queries, z[one, :length], mask[one, :length])
             return scores
@@ -238,7 +238,7 @@ def _exponentials(query: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     return a, total
 
 
-def _lengths(mask: Tensor) -> list[int]:
+def real_lengths(mask: Tensor) -> list[int]:
     """For each row of mask [B, L'], how many positions reach up to its last real one."""
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     lengths: list[int] = (mask * places).amax(dim=1).tolist()

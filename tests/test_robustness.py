@@ -242,7 +242,7 @@ def test_a_file_without_categories_has_no_errors_by_category(tiny_guard: LatentG
 
 
 def test_where_only_a_name_counts_the_words_of_that_name_do(tiny_encoder: HuggingFaceEncoder) -> None:
-    spelling = Combination(concept=0.0, part=1.0, full=4.0, exact=5.0, prompt=0.0, bias=0.0)
+    spelling = Combination(concept=0.0, part=1.0, named=5.0, prompt=0.0, bias=0.0)
     heads = replace(random_heads(), combination=spelling)
     guard = LatentGuard(tiny_encoder, random_mapping(), CONCEPTS, Policy(-100.0), heads)
     found = faithfulness(guard, LONG_ENOUGH)
