@@ -215,10 +215,17 @@ def _card(config: WeightsConfig) -> str:
     training = config.training
     pairs, held_out, calibration = training["pairs"], training["held_out_concepts"], training["calibration"]
     files = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in training["data"].items())
-    return f"""# A mapping layer for `{config.encoder}`
+    written = training["grammar"]
+    grammar = (
+        f", and by the built-in grammar\n{written['pairs']:,} pairs and {written['harmless']:,} harmless prompts"
+        if written["pairs"]
+        else ""
+    )
+    heads = ", with a prompt head and a lexical head beside it" if config.prompt_head is not None else ""
+    return f"""# A mapping layer for `{config.encoder}`{heads}
 
 Trained by latentguard with the two-way contrastive loss of Latent Guard (Liu et al., ECCV 2024, arXiv 2404.08031) on
-{pairs["pairs"]:,} pairs of an unsafe prompt and its safe twin and {training["negatives"]:,} harmless prompts.
+{pairs["pairs"]:,} pairs of an unsafe prompt and its safe twin and {training["negatives"]:,} harmless prompts{grammar}.
 Licence: Apache-2.0.
 
 ## How it was made
@@ -237,6 +244,6 @@ The concepts held out of training, by which it was stopped: AUC {held_out["auc"]
 prompts, {held_out["auc_twins"]:.3f} against the unsafe prompts' safe twins, {held_out["auc_ordinary"]:.3f} against
 ordinary prompts.
 
-The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.1%} of harmless prompts like
+The threshold, {config.threshold:.4f}, lets at most {calibration["false_positive_rate"]:.2%} of harmless prompts like
 the {calibration["prompts"]:,} of {calibration["source"]} be blocked (split conformal calibration).
 """
