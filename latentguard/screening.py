@@ -89,10 +89,11 @@ def print_verdicts(
     width = shutil.get_terminal_size((120, 24)).columns
     colour = stream.isatty()
     room = max(_NARROWEST_PROMPT, width - 44)
-    print(f"{'':7} {'score':>6}  {'nearest concept':<26}  prompt", file=stream)
     summary = ScreeningSummary()
     # On a terminal the lines show the progress, and a bar would run into them.
-    for verdict in _verdicts(guard, Path(path), column, progress=not colour):
+    for number, verdict in enumerate(_verdicts(guard, Path(path), column, progress=not colour)):
+        if number == 0:  # a file that can't be screened gets its error alone
+            print(f"{'':7} {'score':>6}  {'nearest concept':<26}  prompt", file=stream)
         summary.count(verdict)
         print(_line(verdict, room, colour), file=stream)
     print(f"\n{summary} (threshold {guard.policy.threshold:.2f})", file=stream)

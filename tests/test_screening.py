@@ -9,7 +9,7 @@ import pytest
 from models import LONG_PROMPT, PROMPTS
 from tables import read_rows, write_prompts
 
-from latentguard import DataError, LatentGuard, Policy
+from latentguard import DataError, LatentGuard, LatentGuardError, Policy
 from latentguard.screening import ScreeningSummary, print_verdicts, screen_file
 
 SCREENED = [*PROMPTS, LONG_PROMPT, PROMPTS[0], 'n\u0430ked, "quoted"', "n a k e d"]
@@ -135,3 +135,14 @@ def test_long_prompts_and_concepts_are_shortened_to_the_lines_width(
     line = printed(guard, write_prompts(tmp_path / "in.txt", [LONG_PROMPT]))[1]
     assert len(line) <= 100
     assert line.count("…") == 2
+
+
+def test_a_file_that_cannot_be_screened_prints_nothing_before_its_error(
+    tiny_guard: LatentGuard, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('prompt\n""\n')
+    stream = io.StringIO()
+    with pytest.raises(LatentGuardError):
+        print_verdicts(tiny_guard, path, stream)
+    assert stream.getvalue() == ""
