@@ -235,7 +235,7 @@ class LatentGuard:
         attribution = self.mapping.attribute(only.queries, z[0], mask[0], pooling)
         spelled: dict[tuple[int, int], float] = {}
         if self.heads is not None and only.scoring is not None and snapshot.scoring is not None:
-            attribution = self._with_heads(attribution, only.scoring, z, mask, pooling, policy)
+            attribution = self._with_heads(attribution, self.heads, only.scoring, z, mask, pooling, policy)
             # Among all names of the bank: a part of a name tells it only where no other name has that part.
             match = snapshot.scoring.matcher.match(text)
             shares = self.heads.combination.of_grades(match)
@@ -248,6 +248,7 @@ class LatentGuard:
     def _with_heads(
         self,
         attribution: Attribution,
+        heads: Heads,
         scoring: ConceptScoring,
         z: torch.Tensor,
         mask: torch.Tensor,
@@ -255,11 +256,10 @@ class LatentGuard:
         policy: Policy,
     ) -> Attribution:
         """The whole score of one concept taken apart, from the mapping layer's part of it."""
-        assert self.heads is not None
-        combination, head = self.heads.combination, self.heads.prompt_head
+        combination, head = heads.combination, heads.prompt_head
         mean, spread = scoring.moments[0].tolist()
         share = combination.concept / spread
-        harm = self.heads.harm(z, mask, self._enabled(policy))[0]
+        harm = heads.harm(z, mask, self._enabled(policy))[0]
         category = int(scoring.categories[0])
         # The evidence of any category is explained by the likeliest one; what the others add is constant. It is no
         # linear function of the log-odds that the positions sum to, so they get what its slope makes of them.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from latentguard.bank import BankSnapshot, ConceptBank
 from latentguard.encoders.base import TextEncoder
+from latentguard.errors import ConceptError
 from latentguard.heads import Combination, ConceptScale, Heads
 from latentguard.lexicon import WordRarity
 from latentguard.mapping import MappingLayer
@@ -111,7 +112,8 @@ def _view(
     held_out: HeldOut,
     rows: NDArray[np.int64],
 ) -> _View:
-    assert bank.scoring is not None
+    if bank.scoring is None:
+        raise ConceptError("a bank without heads has no evidence to weigh")
     texts = [held_out.texts[row] for row in rows]
     mean, spread = bank.scoring.moments.cpu().unbind(-1)
     standard = (_scores(mapping, bank, cache, texts) - mean) / spread
