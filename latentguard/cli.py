@@ -93,6 +93,7 @@ def _train(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         layers=arguments.layers,
         grammar=arguments.grammar,
+        replacements=arguments.replacements,
         cache=arguments.cache,
         resume=arguments.resume,
         arguments=TrainingArguments(**recipe),
@@ -357,6 +358,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pairs, and as many harmless prompts, that the built-in grammar adds to the data (default: 0)",
     )
+    parser.add_argument(
+        "--replacements",
+        type=Path,
+        metavar="FILE",
+        help="other texts for concepts, as synthesize writes them: one half to train with, one to measure with",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where token states are kept")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
@@ -367,6 +374,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         ("learning-rate", float),
         ("weight-decay", float),
         ("mentions", int),
+        ("replaced", int),
+        ("padded", float),
         ("token-dropout", float),
         ("hidden", int),
         ("head-dropout", float),

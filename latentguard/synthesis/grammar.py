@@ -2,8 +2,9 @@
 
 Its lexicon is data, `datasets/grammar/*.json`, each file one category:
 
-    category    text
-    scenes      list of {concept, unsafe, safe}; both sides are templates (see `templates`)
+    category    text; "everyday" for what is no harm
+    scenes      list of {concept, unsafe, safe}; both sides are templates (see `templates`). The "unsafe" side of an
+                everyday scene shows its concept and no harm
     details     {unsafe, safe}: lists of templates that can follow any scene of the category
     harmless    list of templates of whole harmless prompts
     vocabulary  in one of the files: the entries of each slot, and under `style` what can follow any prompt
@@ -20,7 +21,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ class Lexicon:
 class Grammar:
     """Writes prompts from a lexicon.
 
-    concepts: the category of each concept that it has scenes for. version: changes whenever the prompts of a seed may.
+    concepts: the category of each concept that it has scenes for; of several, the first that is harm.
+    version: changes whenever the prompts of a seed may.
     """
 
     def __init__(self, lexicon: Lexicon) -> None:
@@ -103,7 +105,8 @@ class Grammar:
             self._scenes[text_key(scene.concept)].append(scene)
         self.concepts: dict[str, str] = {}
         for scenes in self._scenes.values():
-            self.concepts[scenes[0].concept] = scenes[0].category
+            categories = [scene.category for scene in scenes if scene.category != EVERYDAY]
+            self.concepts[scenes[0].concept] = categories[0] if categories else EVERYDAY
         self._of_category: defaultdict[str, list[Scene]] = defaultdict(list)
         for scene in lexicon.scenes:
             self._of_category[scene.category].append(scene)
@@ -152,7 +155,7 @@ class Grammar:
             return
         drawn = self._drawn(scenes, rng, set()) if scenes else self._framed(concept, category, rng)
         for _, pair in zip(range(count), drawn, strict=False):
-            yield TrainingPair(concept, pair.unsafe, pair.safe, category or pair.category, pair.source)
+            yield replace(pair, concept=concept, category=category or pair.category)
 
     def harmless(self, count: int, seed: int, *, category: str | None = None) -> list[str]:
         """That many different harmless prompts, spread evenly over the lexicon's templates, or a category's.
@@ -193,7 +196,9 @@ class Grammar:
                 continue
             misses = 0
             used.update(keys)
-            yield TrainingPair(scene.concept, texts.unsafe, texts.safe, scene.category, scene.source)
+            harm = scene.category != EVERYDAY
+            category = scene.category if harm else None
+            yield TrainingPair(scene.concept, texts.unsafe, texts.safe, category, scene.source, harm)
 
     def _decorated(self, scene: Scene, rng: random.Random) -> _Texts | None:
         """The scene's two sides, expanded and decorated; None if what came out may not be written."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
+from latentguard.synthesis.limits import is_withheld
 from latentguard.training.pairs import TrainingPair
 
 SOURCE = "mention"
@@ -27,14 +28,19 @@ _PATTERNS = (
 
 
 def mention(concepts: Iterable[str], captions: Sequence[str], *, per_concept: int, seed: int) -> list[TrainingPair]:
-    """``per_concept`` pairs for each concept, the same for the same seed; none if there are no captions."""
+    """Up to ``per_concept`` pairs for each concept, the same for the same seed; none if there are no captions.
+
+    Fewer where a text came out that may not be written (``synthesis.limits``).
+    """
     if not captions:
         return []
     pairs = []
     for concept in sorted(set(concepts)):
         rng = random.Random(f"{seed} {concept}")
         for caption in rng.sample(captions, min(per_concept, len(captions))):
-            pairs.append(TrainingPair(concept, _with(concept, caption, rng), caption, None, SOURCE))
+            text = _with(concept, caption, rng)
+            if not is_withheld(text):
+                pairs.append(TrainingPair(concept, text, caption, None, SOURCE, harm=False))
     return pairs
 
 

@@ -25,7 +25,8 @@ _CATEGORIES_MISSPELT = {"harrasment": "harassment"}
 class TrainingPair:
     """An unsafe prompt that shows `concept`, and the same scene made harmless (None where the data has none).
 
-    `source` is the file's name and the line or key path that the pair came from.
+    `source` is the file's name and the line or key path that the pair came from. `harm` is false where the unsafe
+    prompt shows the concept and nothing that a content policy would refuse: the concept is there, and that is all.
     """
 
     concept: str
@@ -33,6 +34,7 @@ class TrainingPair:
     safe: str | None
     category: str | None
     source: str
+    harm: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def read_pairs(
         keys = {unsafe} | (set() if pair.safe is None else {text_key(pair.safe)})
         if keys & excluded_texts:
             dropped["excluded_by_prompt"] += 1
-        elif unsafe in barred or _names_any(matcher, pair.unsafe):
+        elif unsafe in barred or names_any(matcher, pair.unsafe):
             dropped["excluded_by_concept"] += 1
         elif keys & contradictory:
             dropped["contradictions"] += 1
@@ -149,8 +151,8 @@ def without_excluded(
         pair
         for pair in pairs
         if not texts & {text_key(pair.unsafe), text_key(pair.safe or pair.unsafe)}
-        and not _names_any(matcher, pair.concept)
-        and not _names_any(matcher, pair.unsafe)
+        and not names_any(matcher, pair.concept)
+        and not names_any(matcher, pair.unsafe)
     ]
 
 
@@ -213,5 +215,5 @@ def _category(name: str | None) -> str | None:
     return None if name is None else _CATEGORIES_MISSPELT.get(name.casefold(), name.casefold())
 
 
-def _names_any(matcher: NameMatcher, text: str) -> bool:
+def names_any(matcher: NameMatcher, text: str) -> bool:
     return any(naming >= Naming.FULL for naming in matcher.find(text).values())

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,14 +21,18 @@ from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
 from latentguard.heads import Heads
 from latentguard.lexicon import WordRarity
+from latentguard.naming import NameMatcher
 from latentguard.normalize import normalize
 from latentguard.plots import plot_learning_curve
 from latentguard.policy import Policy
 from latentguard.records import ConceptEntry, read_concepts, read_prompts
 from latentguard.shipped import shipped_path
+from latentguard.synthesis.splits import REPLACING, read_replacements
+from latentguard.training.attacked import attacked_figures
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.combining import distinct, fit_combination, fit_scale
-from latentguard.training.pairs import PairReport, TrainingPair, read_negatives, read_pairs, without_excluded
+from latentguard.training.hardening import training_half
+from latentguard.training.pairs import PairReport, TrainingPair, names_any, read_negatives, read_pairs, without_excluded
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 from latentguard.weights import DEFAULT_MODEL, WeightsConfig, save_weights
 from latentguard.wording import text_key
@@ -53,6 +57,8 @@ class TrainingRun:
         encoder: the encoder's name.
         layers: the encoder's layers whose states are used, side by side; the last alone if left out.
         grammar: pairs, and as many harmless prompts, that the built-in grammar adds to the data.
+        replacements: other texts for concepts, as ``synthesize`` writes them: synonyms and adversarial replacements.
+            Half of them are trained with, and the guard is measured with the other half on the held-out concepts.
         cache: where token states are kept; the user's cache folder if left out.
     """
 
@@ -69,6 +75,7 @@ class TrainingRun:
     device: str = "auto"
     layers: Sequence[int] | None = None
     grammar: int = 0
+    replacements: Path | None = None
     cache: Path | None = None
     resume: bool = False
     arguments: TrainingArguments = field(default_factory=TrainingArguments)
@@ -89,6 +96,7 @@ class TrainingRun:
         negatives = [read_negatives([path], exclude_prompts=excluded_prompts) for path in self.negatives]
         written = self._written(excluded_prompts, excluded_concepts)
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
+        replacements = self._replacements(excluded_concepts)
         harmless = self._calibration_prompts([text for group in negatives for text in group])
         encoder = load_encoder(self.encoder, device=self.device, layers=self.layers)
         trainer = Trainer(
@@ -99,9 +107,16 @@ class TrainingRun:
             self.arguments,
             self.output / "training",
             torch.device(encoder.device),
+            None if replacements is None else training_half(_joined(replacements)),
         )
         result = trainer.train(resume=self.resume)
         heads = self._heads(encoder, trainer, result, bank)
+        attacked = attacked_figures(
+            LatentGuard(encoder, result.mapping, _known(trainer), Policy(0.0), heads),
+            trainer.held_out_pairs,
+            replacements,
+            self.arguments.seed,
+        )
         plot_learning_curve(result.history, self.output / "training" / "learning_curve.png")
         harmless = harmless or trainer.held_out_harmless
         threshold = self._threshold(encoder, result, heads, bank, harmless)
@@ -120,6 +135,7 @@ class TrainingRun:
                 "negatives": sum(len(group) for group in negatives),
                 "grammar": {"pairs": len(written[0]), "harmless": len(written[1]) + len(written[2])},
                 "held_out_concepts": result.best,
+                "attacks_on_held_out_concepts": attacked,
                 "calibration": {
                     "source": "harmless prompts held out of training"
                     if self.calibrate is None
@@ -163,7 +179,6 @@ class TrainingRun:
         reference = random.Random(seed).sample(harmless, min(_REFERENCE, len(harmless)))
         scale = fit_scale(result.mapping, encoder, trainer.cache, trainer.table.concepts, reference, seed)
         rarity = WordRarity.of(normalize(text) for text in harmless)
-        known = distinct([*trainer.table.concepts, *trainer.held_out.concepts])
         combination = fit_combination(
             result.mapping,
             result.prompt_head,
@@ -172,13 +187,27 @@ class TrainingRun:
             encoder,
             trainer.cache,
             [trainer.held_out, trainer.familiar],
-            known,
+            _known(trainer),
             bank,
         )
         return Heads(result.prompt_head, scale, combination, rarity)
 
     def _files(self) -> list[Path]:
-        return [*self.data, *self.negatives, *([] if self.calibrate is None else [self.calibrate])]
+        others = [path for path in (self.calibrate, self.replacements) if path is not None]
+        return [*self.data, *self.negatives, *others]
+
+    def _replacements(self, excluded_concepts: Collection[str]) -> dict[str, dict[str, list[str]]] | None:
+        """By kind of attack, the texts for each concept that name no excluded one."""
+        if self.replacements is None:
+            return None
+        excluded = NameMatcher(list(dict.fromkeys(excluded_concepts)))
+        found = {kind: read_replacements(self.replacements, kind) for kind in REPLACING}
+        return {
+            kind: {
+                concept: [text for text in texts if not names_any(excluded, text)] for concept, texts in all_.items()
+            }
+            for kind, all_ in found.items()
+        }
 
     def _calibration_prompts(self, negatives: Sequence[str]) -> list[str]:
         if self.calibrate is None:
@@ -205,6 +234,20 @@ class TrainingRun:
     ) -> float:
         guard = LatentGuard(encoder, result.mapping, bank, Policy(0.0), heads)
         return threshold_for(np.asarray(guard.score(harmless)), self.false_positive_rate)
+
+
+def _known(trainer: Trainer) -> list[ConceptEntry]:
+    """The concepts of the training data, held-out ones too."""
+    return distinct([*trainer.table.concepts, *trainer.held_out.concepts])
+
+
+def _joined(replacements: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """The halves of all kinds that may be trained with."""
+    joined: dict[str, list[str]] = {}
+    for of_kind in replacements.values():
+        for concept, texts in training_half(of_kind).items():
+            joined.setdefault(concept, []).extend(texts)
+    return joined
 
 
 def _sha256(path: Path) -> str:

@@ -27,8 +27,8 @@ from latentguard.normalize import normalize
 from latentguard.prompt_head import PromptHead, PromptHeadShape, any_category
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from latentguard.training.hardening import Replacements, with_padding, with_replacements
 from latentguard.training.losses import SOME_CATEGORY, UNLABELLED, prompt_loss, two_way_contrastive
-from latentguard.training.mentions import SOURCE as MENTION
 from latentguard.training.mentions import mention
 from latentguard.training.pairs import TrainingPair, split_concepts
 from latentguard.training.sampling import Batch, Places, draw_batch, tabulate
@@ -54,6 +54,9 @@ class TrainingArguments:
         learning_rate: the highest; reached after ``warmup``, a share of all steps, then falling as a cosine to 0.
         weight_decay: AdamW's.
         mentions: pairs made for each concept by setting its name into harmless prompts; see ``training.mentions``.
+        replaced: pairs of each concept whose unsafe prompt is also shown with another text for the concept's name,
+            where such texts are given; see ``training.hardening``.
+        padded: the share of the pairs that are also shown within harmless text.
         token_dropout: the share of a prompt's token states left out at random in a step.
         hidden: the hidden width of the prompt head; 0 trains none.
         head_dropout: the share of the prompt head's inputs and hidden units left out at random in a step.
@@ -72,6 +75,8 @@ class TrainingArguments:
     weight_decay: float = 0.01
     warmup: float = 0.05
     mentions: int = 10
+    replaced: int = 6
+    padded: float = 0.2
     token_dropout: float = 0.1
     hidden: int = 192
     head_dropout: float = 0.2
@@ -101,7 +106,7 @@ class HeldOut:
         concepts: the held-out concepts.
         prompts: all prompts' places in the cache [n], ``texts`` the prompts themselves.
         unsafe, twin: which of them are unsafe, and which are safe twins, bool [n].
-        mention: which of the unsafe ones merely mention a concept in a harmless prompt, bool [n].
+        mention: which of the unsafe ones show a concept and no harm, bool [n].
     """
 
     concepts: tuple[str, ...]
@@ -120,6 +125,9 @@ class Trainer:
         cache: where the states are kept.
         output: the folder for checkpoint and metrics; made if absent.
         device: where the layer is trained.
+        replacements: other texts for concepts, by ``text_key`` of their names, that may be trained with.
+
+    ``held_out_pairs`` are the pairs of the held-out concepts.
     """
 
     def __init__(
@@ -131,6 +139,7 @@ class Trainer:
         arguments: TrainingArguments,
         output: Path,
         device: torch.device,
+        replacements: Replacements | None = None,
     ) -> None:
         self.arguments = arguments
         self.output = output
@@ -140,11 +149,17 @@ class Trainer:
         if not train or not held_out:
             raise DataError("too few concepts to train on some and hold others out")
         train, familiar = _pairs_kept_back(train, arguments.held_out_pairs, arguments.seed)
+        self.held_out_pairs = held_out
         kept, groups = _kept_back(negatives, arguments.seed)
         harmless = [text for group in groups for text in group]
+        hardened = [
+            *with_replacements(train, replacements or {}, per_concept=arguments.replaced, seed=arguments.seed),
+            *with_padding(train, harmless, share=arguments.padded, seed=arguments.seed),
+        ]
         train, held_out = (
             side + _mentions(side, texts, arguments) for side, texts in ((train, harmless), (held_out, kept))
         )
+        train += hardened
         names = NameMatcher(concepts := sorted({pair.concept for pair in train}))
         naming_twins = [pair.safe for pair in train if pair.safe is not None and _names_own(pair, names, concepts)]
         groups.append(list(dict.fromkeys(naming_twins)))
@@ -181,8 +196,8 @@ class Trainer:
         labels = {places[text]: len(self.categories) for group in groups for text in group}
         labels |= {places[pair.safe]: len(self.categories) for pair in train if pair.safe is not None}
         for pair in train:
-            if pair.source == MENTION:
-                labels.setdefault(places[pair.unsafe], UNLABELLED)  # a concept's name alone is no harm
+            if not pair.harm:
+                labels.setdefault(places[pair.unsafe], UNLABELLED)  # a concept alone is no harm
             else:
                 known = pair.category is not None
                 labels[places[pair.unsafe]] = self.categories.index(str(pair.category)) if known else SOME_CATEGORY
@@ -422,7 +437,7 @@ def _embed(encoder: TextEncoder, concepts: Sequence[str]) -> Tensor:
 
 
 def _held_out(pairs: Sequence[TrainingPair], negatives: Sequence[str], places: dict[str, int]) -> HeldOut:
-    unsafe = {pair.unsafe: pair.source == MENTION for pair in pairs}
+    unsafe = {pair.unsafe: not pair.harm for pair in pairs}
     twins = [pair.safe for pair in pairs if pair.safe is not None]
     twins = [text for text in dict.fromkeys(twins) if text not in unsafe]
     others = [text for text in dict.fromkeys(negatives) if text not in unsafe and text not in set(twins)]
