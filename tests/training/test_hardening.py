@@ -13,8 +13,10 @@ from latentguard.training.cache import TokenStateCache
 from latentguard.training.hardening import measuring_half, training_half, with_padding, with_replacements
 from latentguard.training.pairs import TrainingPair
 from latentguard.training.trainer import Trainer, TrainingArguments
+from latentguard.wording import text_key
 
-OTHERS = {"knife fight": ["blade brawl", "dagger duel", "sword scuffle"]}
+KEY = text_key("knife fight")
+OTHERS = {KEY: ["blade brawl", "dagger duel", "sword scuffle"]}
 PAIRS = [
     TrainingPair("knife fight", f"a knife fight in the {place}", f"a dance in the {place}", "violence", "test")
     for place in ("street", "house", "garden", "city")
@@ -23,13 +25,13 @@ HARMLESS = ["A row of benches.", "Two sheep behind a fence;", "An empty tennis c
 
 
 def test_training_and_measuring_share_no_replacement() -> None:
-    train, measure = training_half(OTHERS)["knife fight"], measuring_half(OTHERS)["knife fight"]
-    assert sorted(train + measure) == sorted(OTHERS["knife fight"])
+    train, measure = training_half(OTHERS)[KEY], measuring_half(OTHERS)[KEY]
+    assert sorted(train + measure) == sorted(OTHERS[KEY])
     assert train == ["blade brawl", "sword scuffle"]
 
 
 def test_a_replacement_takes_the_place_of_the_name_and_nothing_else_changes() -> None:
-    rewritten = with_replacements(PAIRS, {"knife fight": ["blade brawl"]}, per_concept=9, seed=0)
+    rewritten = with_replacements(PAIRS, {KEY: ["blade brawl"]}, per_concept=9, seed=0)
     assert sorted(pair.unsafe for pair in rewritten) == sorted(
         pair.unsafe.replace("knife fight", "blade brawl") for pair in PAIRS
     )
@@ -89,7 +91,7 @@ def test_training_sees_rewritten_pairs_of_its_own_concepts_only(tiny_encoder: Te
         TrainingArguments(held_out=0.2, mentions=0, replaced=2, padded=0.0, held_out_pairs=0.0),
         tmp_path / "run",
         torch.device("cpu"),
-        {name: [f"{name}ish"] for name in names},
+        {text_key(name): [f"{name}ish"] for name in names},
     )
     held_out = {pair.concept for pair in trainer.held_out_pairs}
     assert len(held_out) == 1
