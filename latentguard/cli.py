@@ -161,6 +161,7 @@ def _robustness(arguments: argparse.Namespace) -> None:
     data = read_robustness_data(
         fairness=arguments.fairness,
         harmless_uses=arguments.harmless_uses,
+        artist_styles=arguments.artist_styles,
         evasions=arguments.evasions,
         labelled=arguments.labelled,
         explain=arguments.explain,
@@ -420,6 +421,7 @@ def add_robustness(parser: argparse.ArgumentParser) -> None:
     for name, columns in (
         ("fairness", "prompt, neutral, attribute, group"),
         ("harmless-uses", "prompt, word"),
+        ("artist-styles", "prompt, artist"),
         ("evasions", "prompt, kind, category"),
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"{columns} (default: the project's)")

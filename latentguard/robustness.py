@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -78,6 +79,7 @@ class RobustnessData:
 
     fairness: Sequence[FairnessPair]
     harmless_uses: Sequence[Tagged]
+    artist_styles: Sequence[Tagged]
     evasions: Sequence[Tagged]
     labelled: LabelledFile | None = None
     explained: Sequence[str] = ()
@@ -87,17 +89,18 @@ def read_robustness_data(
     *,
     fairness: str | Path | None = None,
     harmless_uses: str | Path | None = None,
+    artist_styles: str | Path | None = None,
     evasions: str | Path | None = None,
     labelled: str | Path | None = None,
     explain: Sequence[str | Path] = (),
     column: str = "prompt",
 ) -> RobustnessData:
-    """Read the files; the first three are the shipped ones if left out.
+    """Read the files; the first four are the shipped ones if left out.
 
     Raises:
         DataError: a file can't be read, or lacks a column: ``neutral``, ``attribute`` and ``group`` of the fairness
-            pairs, ``word`` of the harmless uses, ``kind`` and ``category`` of the evasions, ``unsafe`` (with both
-            labels) of the labelled file.
+            pairs, ``word`` of the harmless uses, ``artist`` of the artists' styles, ``kind`` and ``category`` of the
+            evasions, ``unsafe`` (with both labels) of the labelled file.
     """
     shipped = shipped_path("datasets")
     return RobustnessData(
@@ -106,6 +109,7 @@ def read_robustness_data(
             for one in _tagged(fairness or shipped / "fairness_pairs.csv", column, "neutral", "attribute", "group")
         ],
         harmless_uses=_tagged(harmless_uses or shipped / "harmless_uses.csv", column, "word"),
+        artist_styles=_tagged(artist_styles or shipped / "artist_styles.csv", column, "artist"),
         evasions=_tagged(evasions or shipped / "evasions.csv", column, "kind", "category"),
         labelled=None if labelled is None else _labelled(Path(labelled), column),
         explained=[row.prompt for path in explain for row in read_prompts(path, column=column)],
@@ -183,10 +187,11 @@ class Fairness:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share blocked in all, and by each value of each tag."""
+    """The share blocked in all, and by each value of each tag; and by whose categories' concepts how many."""
 
     overall: Share
     by: dict[str, dict[str, Share]]
+    drawn: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,7 @@ class RobustnessReport:
     concepts: int
     fairness: Fairness
     harmless_uses: Shares
+    artist_styles: Shares
     evasions: Shares
     labelled_file: str | None = None
     labelled_concepts: int | None = None
@@ -281,6 +287,7 @@ def measure(
         concepts=len(guard.concepts),
         fairness=fairness(guard, data.fairness),
         harmless_uses=shares(guard, data.harmless_uses),
+        artist_styles=shares(guard, data.artist_styles),
         evasions=shares(guard, data.evasions),
         labelled_file=None if labelled is None else labelled.data.path.stem,
         labelled_concepts=None if labelled is None else len(on_labelled.concepts),
@@ -322,13 +329,14 @@ def _gap(decisions: Sequence[tuple[bool, bool]]) -> Gap:
 
 
 def shares(guard: LatentGuard, prompts: Sequence[Tagged]) -> Shares:
-    """The share of prompts blocked: in all, and by each of their tags."""
-    blocked = [verdict.blocked for verdict in guard.stream(one.prompt for one in prompts)]
+    """The share of prompts blocked: in all, by each of their tags, and by the category of the deciding concept."""
+    verdicts = list(guard.stream(one.prompt for one in prompts))
+    blocked = [verdict.blocked for verdict in verdicts]
     by = {}
     for name in prompts[0].tags:
         by_value = _grouped(zip((one.tags[name] for one in prompts), blocked, strict=True))
         by[name] = {value: _share(decisions) for value, decisions in by_value.items()}
-    return Shares(_share(blocked), by)
+    return Shares(_share(blocked), by, dict(Counter(str(one.category) for one in verdicts if one.blocked)))
 
 
 def _share(decisions: Sequence[bool]) -> Share:
@@ -465,7 +473,9 @@ def markdown(report: RobustnessReport) -> str:
         f"Threshold {report.threshold:.4g}, {report.concepts:,} concepts.\n",
         _fairness_markdown(report.fairness),
         _harmless_markdown(report.harmless_uses),
+        _styles_markdown(report.artist_styles),
         _evasions_markdown(report.evasions),
+        _errors_markdown(report),
     ]
     if report.attacks is not None:
         parts.append(_attacks_markdown(report, report.attacks))
@@ -509,6 +519,27 @@ def _harmless_markdown(found: Shares) -> str:
     most = [(name, share) for name, share in words if share.blocked][:_MOST_LISTED]
     text = f"## Harmless uses of words of harm\n\n{_blocked_of(found.overall)} blocked, each a false alarm.\n"
     return text + (f"\nThe words blocked most:\n\n{_shares_table('word', 'blocked', most)}" if most else "")
+
+
+def _styles_markdown(found: Shares) -> str:
+    artists = [(name, share) for name, share in found.by["artist"].items() if share.blocked]
+    text = f"## Artists' styles\n\n{_blocked_of(found.overall)} blocked, each a false alarm.\n"
+    return text + (f"\n{_shares_table('artist', 'blocked', artists)}" if artists else "")
+
+
+def _errors_markdown(report: RobustnessReport) -> str:
+    """Misses and false alarms by category, of all files in which either can happen."""
+    harmless = (report.harmless_uses, report.artist_styles)
+    prompts = sum(found.overall.prompts for found in harmless)
+    missed = report.evasions.by["category"]
+    drawn = sum((Counter(found.drawn) for found in harmless), Counter())
+    rows = []
+    for name in dict.fromkeys([*missed, *sorted(drawn)]):
+        share = missed.get(name)
+        passed = "" if share is None else _part(share.prompts - share.blocked, share.prompts)
+        rows.append((name, "" if share is None else share.prompts, passed, _part(drawn[name], prompts)))
+    head = ("category", "evasions", "missed", f"false alarms its concepts draw among {prompts:,} harmless prompts")
+    return f"## Errors by category\n\n{_table(head, rows)}"
 
 
 def _evasions_markdown(found: Shares) -> str:

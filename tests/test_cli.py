@@ -138,8 +138,10 @@ def own_files(tmp_path: Path) -> list[str]:
     pairs = ["prompt,neutral,attribute,group", "an old cat,a cat,age,old", "a naked dog,a dog,dress,naked"]
     uses = ["prompt,word", *(f'"{prompt}",w{i % 2}' for i, prompt in enumerate(PROMPTS))]
     evasions = ["prompt,kind,category", *(f'"{prompt}",k{i % 2},c{i % 3}' for i, prompt in enumerate(PROMPTS))]
+    styles = ["prompt,artist", *(f'"{prompt}",Goya' for prompt in PROMPTS)]
     options = []
-    for name, lines in (("fairness", pairs), ("harmless-uses", uses), ("evasions", evasions)):
+    files = (("fairness", pairs), ("harmless-uses", uses), ("artist-styles", styles), ("evasions", evasions))
+    for name, lines in files:
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
         options += [f"--{name}", str(tmp_path / f"{name}.csv")]
     return options

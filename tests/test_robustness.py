@@ -304,6 +304,7 @@ def test_files_of_ones_own_are_read(tmp_path: Path) -> None:
     data = read_robustness_data(
         fairness=written(tmp_path / "pairs.csv", pairs),
         harmless_uses=written(tmp_path / "uses.csv", [{"text": "a", "word": " gun "}]),
+        artist_styles=written(tmp_path / "styles.csv", [{"text": "a", "artist": "Goya"}]),
         evasions=written(tmp_path / "evasions.csv", [{"text": "a", "kind": "k", "category": "c"}]),
         labelled=written(
             tmp_path / "set.csv",
@@ -314,6 +315,7 @@ def test_files_of_ones_own_are_read(tmp_path: Path) -> None:
     )
     assert data.fairness == PAIRS
     assert data.harmless_uses == [Tagged("a", {"word": "gun"})]
+    assert data.artist_styles == [Tagged("a", {"artist": "Goya"})]
     assert data.evasions == [Tagged("a", {"kind": "k", "category": "c"})]
     assert data.explained == ["one.csv", "two.csv"]
     assert data.labelled is not None
@@ -325,6 +327,7 @@ def test_files_of_ones_own_are_read(tmp_path: Path) -> None:
     [
         ("fairness", [{"prompt": "a", "neutral": "b", "group": "c"}], r"row 1, column attribute: expected a text"),
         ("harmless_uses", [{"prompt": "a", "word": "b"}, {"prompt": "a", "word": " "}], r"row 2, column word"),
+        ("artist_styles", [{"prompt": "a"}], r"row 1, column artist"),
         ("evasions", [{"prompt": "a", "kind": "b"}], r"row 1, column category"),
         ("evasions", [{"text": "a", "kind": "b"}], r"no column 'prompt'"),
         ("labelled", [{"prompt": "a"}], r"a labelled file has a column 'unsafe', with both 0 and 1 in it"),
@@ -347,7 +350,8 @@ def test_a_file_that_lacks_something_is_refused_by_name(
 def data(tmp_path: Path) -> RobustnessData:
     uses = [Tagged(prompt, {"word": f"w{i % 2}|"}) for i, prompt in enumerate(PROMPTS)]
     file = labelled(tmp_path, category=["a", "a", "b", "b", "c", "c"])
-    return RobustnessData(PAIRS, uses, TAGGED, file, LONG_ENOUGH)
+    styles = [Tagged(prompt, {"artist": "Goya"}) for prompt in PROMPTS]
+    return RobustnessData(PAIRS, uses, styles, TAGGED, file, LONG_ENOUGH)
 
 
 def test_everything_asked_for_is_in_the_report(
@@ -361,7 +365,9 @@ def test_everything_asked_for_is_in_the_report(
     assert headings == [
         "Fairness",
         "Harmless uses of words of harm",
+        "Artists' styles",
         "Evasions",
+        "Errors by category",
         "Attacks on set, against 1 concepts",
         "Errors by category in set",
         "Faithfulness of explanations",
@@ -378,10 +384,28 @@ def test_everything_asked_for_is_in_the_report(
 def test_what_was_not_asked_for_is_not_in_the_report(
     tiny_guard: LatentGuard, data: RobustnessData, tmp_path: Path
 ) -> None:
-    report, curves = measure(tiny_guard, RobustnessData(data.fairness, data.harmless_uses, data.evasions))
+    report, curves = measure(
+        tiny_guard, RobustnessData(data.fairness, data.harmless_uses, data.artist_styles, data.evasions)
+    )
     assert (report.attacks, report.categories, report.faithfulness, curves) == (None, None, None, {})
-    assert markdown(report).count("\n## ") == 3
+    assert markdown(report).count("\n## ") == 5
     assert len(draw(report, curves, tmp_path / "plots")) == 2
+
+
+def test_misses_and_false_alarms_are_told_by_category(tiny_guard: LatentGuard, data: RobustnessData) -> None:
+    tiny_guard.concepts.add("red wine", category="drinks")
+    tiny_guard.policy = Policy(100.0)
+    report, _ = measure(tiny_guard, data)
+    missed = report.evasions.by["category"]
+    for category, share in missed.items():
+        assert f"| {category} | {share.prompts} | {share.prompts} (100.0%) | 0 (0.0%) |" in markdown(report)
+    for name in [one for one in tiny_guard.concepts.names if one != "red wine"]:
+        tiny_guard.concepts.remove(name)
+    tiny_guard.policy = Policy(-100.0)
+    report, _ = measure(tiny_guard, data)
+    harmless = len(data.harmless_uses) + len(data.artist_styles)
+    assert report.harmless_uses.drawn == {"drinks": len(data.harmless_uses)}
+    assert f"| drinks |  |  | {harmless} (100.0%) |" in markdown(report)
 
 
 def test_explanations_of_prompts_that_all_pass_are_said_to_be_untested(
@@ -395,7 +419,7 @@ def test_explanations_of_prompts_that_all_pass_are_said_to_be_untested(
 def test_the_words_blocked_most_come_first_and_cells_stay_cells(tiny_guard: LatentGuard, data: RobustnessData) -> None:
     tiny_guard.policy = Policy(-100.0)
     uses = [*data.harmless_uses, Tagged("a gun", {"word": "often\x1b[31m"}), *[Tagged("a", {"word": "w1|"})] * 2]
-    report, _ = measure(tiny_guard, RobustnessData(data.fairness, uses, data.evasions))
+    report, _ = measure(tiny_guard, RobustnessData(data.fairness, uses, data.artist_styles, data.evasions))
     rows = [line for line in markdown(report).splitlines() if line.endswith("| 100.0% |")]
     assert rows[:3] == [
         "| w1\\| | 5 | 5 | 100.0% |",
