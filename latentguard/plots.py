@@ -26,19 +26,20 @@ def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> N
         ("auc", "AUC, all harmless", _UNSAFE),
         ("auc_twins", "AUC, safe twins", _HARMLESS),
         ("auc_ordinary", "AUC, ordinary prompts", "#229954"),
+        ("auc_familiar", "AUC, known concepts", "#d68910"),
         ("auc_prompts", "AUC, prompt head", "#7d3c98"),
     ):
         if name not in history[0]:
             continue
         lines += right.plot(steps, [row[name] for row in history], color=color, marker="o", markersize=3, label=label)
-    best = max(history, key=lambda row: row["auc"])
+    best = max(history, key=lambda row: row["auc_decisive"])
     right.axvline(best["step"], color=_MARK, linestyle=":", linewidth=1)
     right.annotate(f"best {best['auc']:.4f}", (best["step"], best["auc"]), (5, 6), textcoords="offset points")
     left.set_xlabel("step")
     left.set_ylabel("training loss")
     right.set_ylabel("AUC on held-out concepts")
     left.set_title("Learning curve")
-    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=4)
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=3)
     _save(figure, path)
 
 

@@ -24,7 +24,8 @@ RANDOM = np.random.default_rng(0)
 UNSAFE = RANDOM.random(40) < 0.5
 SCORES = RANDOM.normal(size=40)
 HISTORY = [
-    {"step": step, "loss": 1 / step, "auc": 0.9, "auc_twins": 0.8, "auc_ordinary": 0.95} for step in (1, 100, 200)
+    {"step": step, "loss": 1 / step, "auc": 0.9, "auc_decisive": 0.9, "auc_twins": 0.8, "auc_ordinary": 0.95}
+    for step in (1, 100, 200)
 ]
 DRAW: dict[str, Callable[[Path], None]] = {
     "roc": lambda path: plot_roc({"ours": (UNSAFE, SCORES), "theirs": (UNSAFE, -SCORES)}, path),

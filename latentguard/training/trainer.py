@@ -39,7 +39,7 @@ _HELD_OUT_NEGATIVES = 0.05
 _MOST_HELD_OUT_NEGATIVES = 1_000
 _SCORED_AT_A_TIME = 48
 # By which figure of an evaluation the best weights of a part are told.
-_DECIDES = {"mapping": "auc", "prompt_head": "auc_prompts"}
+_DECIDES = {"mapping": "auc_decisive", "prompt_head": "auc_prompts"}
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ class Trainer:
         # Pairs that training doesn't see, but of concepts that it does.
         self.familiar = _held_out(familiar, [], places)
         self._held_out_embeddings = _embed(encoder, self.held_out.concepts).to(device)
+        self._familiar_embeddings = _embed(encoder, self.familiar.concepts).to(device) if familiar else None
         self.steps = arguments.epochs * math.ceil(len(self.table) / arguments.concepts_per_batch)
 
     def _labelled(
@@ -241,7 +242,7 @@ class Trainer:
         trained = self._model()
         trained.load_state_dict({name: tensor.cpu() for name, tensor in progress.best.items()})
         trained.eval().requires_grad_(False)
-        best = max(progress.history, key=lambda figures: figures["auc"])
+        best = max(progress.history, key=lambda figures: figures["auc_decisive"])
         return TrainingResult(trained.mapping, trained.prompt_head, best, progress.history)
 
     def _model(self) -> _Model:
@@ -325,7 +326,9 @@ class Trainer:
     def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
         """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone.
 
-        ``auc_prompts`` is the prompt head's, without the unsafe prompts that merely mention a concept.
+        ``auc_familiar`` is the same for held-out pairs of concepts that training knows, with all of these as the bank,
+        and ``auc_decisive``, by which the best step is told, the mean of both: a guard is to know its own concepts and
+        others. ``auc_prompts`` is the prompt head's, without the unsafe prompts that merely show a concept.
         """
         model = self._model().to(self.device)
         model.load_state_dict(state)
@@ -343,11 +346,24 @@ class Trainer:
             if (ordinary & ~unsafe).any()
             else 0.0,
         }
+        figures["auc_decisive"] = figures["auc"]
+        if self._familiar_embeddings is not None:
+            figures["auc_familiar"] = self._auc_familiar(model.mapping, self._familiar_embeddings)
+            figures["auc_decisive"] = (figures["auc"] + figures["auc_familiar"]) / 2
         if log_odds is not None:
             by_itself = ~self.held_out.mention
             harm = any_category(log_odds).cpu().numpy()
             figures["auc_prompts"] = float(roc_auc_score(unsafe[by_itself], harm[by_itself]))
         return figures
+
+    def _auc_familiar(self, mapping: MappingLayer, embeddings: Tensor) -> float:
+        queries = mapping.queries(embeddings)
+        prompts = self.familiar.prompts
+        scores = [
+            mapping.score(queries, *self.cache.gather(prompts[start : start + _SCORED_AT_A_TIME], device=self.device))
+            for start in range(0, len(prompts), _SCORED_AT_A_TIME)
+        ]
+        return float(roc_auc_score(self.familiar.unsafe, torch.cat(scores).amax(dim=1).cpu().numpy()))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.device.type == "cpu":
@@ -357,7 +373,7 @@ class Trainer:
     def _has_stalled(self, history: list[dict[str, float]]) -> bool:
         if not history:
             return False
-        best = max(range(len(history)), key=lambda i: history[i]["auc"])
+        best = max(range(len(history)), key=lambda i: history[i]["auc_decisive"])
         return len(history) - 1 - best >= self.arguments.patience
 
     def _fingerprint(self) -> dict[str, Any]:
