@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.bank import bank
-from benchmarks.end_to_end import check, check_batch
+from benchmarks.end_to_end import check, check_batch, evidence
 from benchmarks.memory import memory
 from benchmarks.report import Figure, table
 from benchmarks.scoring import scoring
@@ -24,6 +24,7 @@ from latentguard.files import atomic_path
 BENCHMARKS: dict[str, Callable[[Settings], list[Figure]]] = {
     "scoring": scoring,
     "check": check,
+    "evidence": evidence,
     "check_batch": check_batch,
     "bank": bank,
     "memory": memory,

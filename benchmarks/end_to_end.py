@@ -47,6 +47,35 @@ def check(settings: Settings) -> list[Figure]:
     return figures
 
 
+def evidence(settings: Settings) -> list[Figure]:
+    """What the further evidence costs: ``check`` against that of a mapping layer alone on the encoder's last layer."""
+    whole, bare = (load_encoder(device="cpu", layers=layers, threads=settings.threads) for layers in (LAYERS, None))
+    figures = []
+    for count in settings.concepts:
+        guard, first = guard_of(whole, count), guard_of(bare, count, headed=False)
+        for tokens in (_SHORT, TOKENS):
+            prompt = prompt_of(whole, tokens)
+            times = interleaved(
+                {
+                    "reference": Call(partial(first.check, prompt), settings.calls_at(count)),
+                    "check": Call(partial(guard.check, prompt), settings.calls_at(count)),
+                },
+                settings.rounds_at(count),
+            )
+            figures.append(
+                Figure(
+                    "evidence",
+                    f"{tokens} tokens, {count:,} concepts, all evidence",
+                    times["check"].median * 1e3,
+                    "ms",
+                    times["reference"].median * 1e3,
+                    times["check"].p99 * 1e3,
+                    wanted_ratio=0.5 if count == WANTED_AT else None,
+                )
+            )
+    return figures
+
+
 def check_batch(settings: Settings) -> list[Figure]:
     """Many prompts in one call, in prompts per second, by bank size; the published pipeline takes them one by one."""
     pipeline = PublishedPipeline(settings.tower)

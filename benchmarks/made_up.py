@@ -18,10 +18,15 @@ LAYERS = (2, 4, 6)  # those of the shipped weights
 _CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 
 
-def guard_of(encoder: TextEncoder, concept_count: int) -> LatentGuard:
-    """A guard with an untrained mapping layer and heads, and made-up concepts: it decides nothing, at full cost."""
+def guard_of(encoder: TextEncoder, concept_count: int, *, headed: bool = True) -> LatentGuard:
+    """A guard with an untrained mapping layer and heads, and made-up concepts: it decides nothing, at full cost.
+
+    One that is not ``headed`` has the mapping layer alone.
+    """
     torch.manual_seed(0)
     mapping = MappingLayer(MappingShape(encoder.width)).requires_grad_(False)
+    if not headed:
+        return LatentGuard(encoder, mapping, concept_names(concept_count), Policy(5.0))
     heads = Heads(
         PromptHead(PromptHeadShape(encoder.width, _CATEGORIES)).requires_grad_(False),
         ConceptScale(mapping.shape.output).requires_grad_(False),

@@ -293,9 +293,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         nargs="+",
-        required=True,
+        default=(),
         metavar="PATH",
-        help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt",
+        help="CoPro_v1.0.json, CoProV2 csv, or csv of concept, unsafe_prompt, safe_prompt; not needed with --grammar",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
     parser.add_argument(

@@ -27,7 +27,7 @@ from .instructions import (
     unsafe_messages,
 )
 from .limits import is_withheld
-from .synonyms import table_synonyms
+from .synonyms import known_synonyms
 from .tally import Tally
 
 PER_REQUEST = 10
@@ -79,7 +79,7 @@ class Backend(Protocol):
 
 
 class GrammarBackend:
-    """The built-in grammar with a small table of synonyms."""
+    """The built-in grammar with a list of synonyms and a table of words."""
 
     name = "grammar"
     model: str | None = None
@@ -94,7 +94,7 @@ class GrammarBackend:
         return [Draft(pair.unsafe, pair.safe, pair.source) for pair in drawn]
 
     def synonyms(self, concept: ConceptEntry, count: int, seed: int, tally: Tally) -> list[str]:
-        return table_synonyms(concept.name, count, seed)
+        return known_synonyms(concept.name, count, seed)
 
     def close(self) -> None:
         pass

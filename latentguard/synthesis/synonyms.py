@@ -1,9 +1,14 @@
-"""Other words for common words of concept names, for the back end that has no language model."""
+"""Other names of concepts, for the back end that has no language model: a list of names, and a table of words."""
 
 from __future__ import annotations
 
+import json
 import random
+from functools import cache
 from itertools import islice
+
+from latentguard.shipped import shipped_path
+from latentguard.wording import text_key
 
 from .spelling import replaced
 
@@ -110,8 +115,21 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def table_synonyms(concept: str, count: int, seed: int) -> list[str]:
-    """Up to `count` other names of a concept: those with one or more of its words changed; none for unknown words."""
+@cache
+def listed_synonyms() -> dict[str, list[str]]:
+    """The shipped `datasets/synonyms.json`: three other names of each of many concepts, by `text_key`."""
+    listed = json.loads((shipped_path("datasets") / "synonyms.json").read_text(encoding="utf-8"))
+    return {text_key(concept): names for concept, names in listed.items()}
+
+
+def known_synonyms(concept: str, count: int, seed: int) -> list[str]:
+    """Up to `count` other names of a concept: those listed for it, else those with one or more of its words changed."""
+    listed = list(listed_synonyms().get(text_key(concept), ()))
+    random.Random(f"{seed} {concept.casefold()}").shuffle(listed)
+    return list(islice(dict.fromkeys([*listed, *_by_words(concept, count, seed)]), count))
+
+
+def _by_words(concept: str, count: int, seed: int) -> list[str]:
     known = [word for word in dict.fromkeys(concept.casefold().split()) if word in SYNONYMS]
     single = [replaced(concept, word, other) for word in known for other in SYNONYMS[word]]
     several = []

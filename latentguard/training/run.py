@@ -45,7 +45,8 @@ class TrainingRun:
     """What a run reads and writes.
 
     Attributes:
-        data: training pairs: CoPro_v1.0.json, CoProV2 csv, or csv of ``concept, unsafe_prompt, safe_prompt``.
+        data: training pairs: CoPro_v1.0.json, CoProV2 csv, or csv of ``concept, unsafe_prompt, safe_prompt``. None are
+            needed where the grammar writes some.
         output: the weights folder to write; checkpoint, metrics and learning curve go to its subfolder ``training``.
         negatives: files of harmless prompts.
         concept_names: files of concept names by which to place the pairs of files that name none (CoProV2).
@@ -87,6 +88,8 @@ class TrainingRun:
         Raises:
             LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on.
         """
+        if not self.data and not self.grammar:
+            raise DataError("nothing to train on: give files of pairs, or a number of pairs for the grammar to write")
         names = [entry.name for path in self.concept_names for entry in read_concepts(path)]
         excluded_prompts = {row.prompt for path in self.exclude_prompts for row in read_prompts(path)}
         excluded_concepts = {entry.name for path in self.exclude_concepts for entry in read_concepts(path)}

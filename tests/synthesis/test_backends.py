@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, chat_server, fails, in_turn, says
 
+from latentguard.naming import NameMatcher, Naming
 from latentguard.records import ConceptEntry
 from latentguard.synthesis.backends import Draft, GrammarBackend, LanguageModelBackend
 from latentguard.synthesis.endpoint import Endpoint, EndpointSettings
@@ -21,8 +22,9 @@ from latentguard.synthesis.instructions import (
     twin_messages,
     unsafe_messages,
 )
-from latentguard.synthesis.synonyms import SYNONYMS, table_synonyms
+from latentguard.synthesis.synonyms import SYNONYMS, known_synonyms, listed_synonyms
 from latentguard.synthesis.tally import Tally
+from latentguard.wording import text_key
 
 ARSON = ConceptEntry("arson", "illegal activity")
 
@@ -227,11 +229,24 @@ def test_the_grammar_writes_its_scenes(grammar: Grammar) -> None:
     assert all(isinstance(draft, Draft) and draft.template == "grammar:shocking.json#0" for draft in drafts)
 
 
-def test_table_synonyms_change_a_word_of_the_name() -> None:
-    assert set(table_synonyms("gun attack", 99, 0)) >= {"pistol attack", "gun assault", "firearm onslaught"}
-    assert len(table_synonyms("gun attack", 2, 0)) == 2
-    assert table_synonyms("gun attack", 9, 3) == table_synonyms("Gun attack".lower(), 9, 3)
-    assert table_synonyms("thinspiration", 3, 0) == []
+def test_a_listed_concept_gets_its_listed_synonyms_first() -> None:
+    listed = listed_synonyms()[text_key("home invasion")]
+    assert len(listed) == 3
+    assert sorted(known_synonyms("Home Invasion", 3, 0)) == sorted(listed)
+
+
+def test_listed_synonyms_do_not_name_their_concept() -> None:
+    for concept, names in listed_synonyms().items():
+        matcher = NameMatcher([concept])
+        assert len(set(names)) == 3, concept
+        assert all(matcher.find(name).get(0, 0) < Naming.FULL for name in names), concept
+
+
+def test_other_names_have_a_word_changed() -> None:
+    assert set(known_synonyms("gun attack", 99, 0)) >= {"pistol attack", "gun assault", "firearm onslaught"}
+    assert len(known_synonyms("gun attack", 2, 0)) == 2
+    assert known_synonyms("gun attack", 9, 3) == known_synonyms("Gun attack".lower(), 9, 3)
+    assert known_synonyms("no such concept", 3, 0) == []
 
 
 def test_no_table_synonym_is_the_word_itself() -> None:

@@ -20,6 +20,7 @@ from latentguard.encoders.base import TextEncoder
 from latentguard.errors import DataError
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.pairs import TrainingPair
+from latentguard.training.run import TrainingRun
 from latentguard.training.sampling import draw_batch
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 
@@ -43,6 +44,11 @@ def trainer(encoder: TextEncoder, folder: Path, arguments: TrainingArguments = S
 
 def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
     return dict(result.mapping.state_dict())
+
+
+def test_without_pairs_and_without_the_grammar_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        TrainingRun((), tmp_path / "run").execute()
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_evaluation(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
