@@ -16,6 +16,7 @@ import torch
 from benchmarks.bank import bank
 from benchmarks.end_to_end import check, check_batch, evidence
 from benchmarks.memory import memory
+from benchmarks.pipeline import pipeline
 from benchmarks.report import Figure, table
 from benchmarks.scoring import scoring
 from benchmarks.settings import QUICK, Settings
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Figure]]] = {
     "check_batch": check_batch,
     "bank": bank,
     "memory": memory,
+    "pipeline": pipeline,
 }
 
 

@@ -21,6 +21,7 @@ class Settings:
         calls: timed calls of the guard for each figure.
         prompts: prompts of a batch.
         tower: the sizes of the published pipeline's text encoder.
+        denoiser: channels of the blocks of the denoiser that the guard is measured beside; Stable Diffusion 1.5's.
     """
 
     threads: int = 2
@@ -29,6 +30,7 @@ class Settings:
     calls: int = 240
     prompts: int = 2000
     tower: Tower = VIT_L_14
+    denoiser: tuple[int, ...] = (320, 640, 1280, 1280)
 
     def rounds_at(self, concept_count: int) -> int:
         """Fewer rounds where the reference takes seconds, but two at the least."""

@@ -11,8 +11,11 @@ from latentguard.errors import (
     EncoderError,
     LatentGuardError,
     MissingDependencyError,
+    PipelineError,
     PolicyError,
+    PromptBlocked,
     PromptError,
+    UnscreenedError,
     WeightsError,
 )
 
@@ -44,9 +47,12 @@ __all__ = [
     "LatentGuard",
     "LatentGuardError",
     "MissingDependencyError",
+    "PipelineError",
     "Policy",
     "PolicyError",
+    "PromptBlocked",
     "PromptError",
+    "UnscreenedError",
     "Verdict",
     "WeightsError",
 ]

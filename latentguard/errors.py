@@ -6,6 +6,12 @@ they are safe to log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentguard.verdict import Verdict
+
 
 class LatentGuardError(Exception):
     """Base of every error that latentguard raises on purpose."""
@@ -37,3 +43,28 @@ class EncoderError(LatentGuardError):
 
 class MissingDependencyError(LatentGuardError):
     """An optional package is needed for what was asked; the message says how to install it."""
+
+
+class PipelineError(LatentGuardError):
+    """An image pipeline can't be guarded: its inputs aren't understood, or it has nothing to guard."""
+
+
+class UnscreenedError(LatentGuardError):
+    """Something that would steer an image can't be screened, so the image is not made."""
+
+
+class PromptBlocked(LatentGuardError):
+    """A guarded pipeline refused one or more prompts before the first denoising step.
+
+    ``verdicts`` holds the verdict of each prompt of the call, in order, None for an empty one. The message names the
+    concepts that decided and never quotes a prompt; the verdicts do hold the prompts.
+    """
+
+    def __init__(self, verdicts: Sequence[Verdict | None]) -> None:
+        self.verdicts = tuple(verdicts)
+        refused = [
+            f"{place + 1} ({verdict.concept})"
+            for place, verdict in enumerate(self.verdicts)
+            if verdict is not None and verdict.blocked
+        ]
+        super().__init__(f"blocked, of {len(self.verdicts)} prompts: {', '.join(refused)}")

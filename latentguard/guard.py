@@ -14,7 +14,7 @@ import torch
 
 from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
-from latentguard.encoders.base import TextEncoder, Window
+from latentguard.encoders.base import TextEncoder, TokenStates, Window
 from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
 from latentguard.heads import Heads
 from latentguard.mapping import Attribution, MappingLayer, with_pooled
@@ -135,30 +135,66 @@ class LatentGuard:
     def stream(self, prompts: Iterable[str]) -> Iterator[Verdict]:
         """The verdicts on prompts, in order, holding a few hundred of them at a time; errors as :meth:`check_batch`."""
         for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
-            snapshot = self._usable_snapshot()
-            policy = self.policy
-            thresholds = policy.thresholds(snapshot.concepts)
-            if not np.isfinite(thresholds).any():
-                raise PolicyError("the policy switches every concept off: nothing would be blocked")
+            snapshot, policy = self._usable_snapshot(), self.policy
+            thresholds = _usable_thresholds(snapshot, policy)
             texts = [_scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
-            scores = self._scores(texts, snapshot, policy)
-            margins = scores - thresholds
-            explain = self._explainer(snapshot, policy)
-            for i, prompt in enumerate(chunk):
-                best = int(margins[i].argmax())
-                concept = snapshot.concepts[best]
-                yield Verdict(
-                    prompt=prompt,
-                    score=float(scores[i, best]),
-                    concept=concept.name,
-                    category=concept.category,
-                    threshold=float(thresholds[best]),
-                    decision=policy.decide(float(margins[i, best])),
-                    probability=None if self.heads is None else _probability(float(scores[i, best])),
-                    _concepts=snapshot.concepts,
-                    _scores=scores[i],
-                    _explain=explain,
-                )
+            yield from self._verdicts(chunk, self._scores(texts, snapshot, policy), thresholds, snapshot, policy)
+
+    def check_states(self, states: TokenStates, prompts: Sequence[str | None]) -> list[Verdict]:
+        """The verdicts on states [B, L, D] that somebody else computed with the guard's encoder; nothing is encoded.
+
+        Args:
+            states: one window of each prompt, as ``guard.encoder.encode_windows`` would give it, on any device and in
+                any precision.
+            prompts: the text that each row stands for, or None where nobody knows it: the names that a text spells out
+                then have no part in the score, and the verdict, whose ``prompt`` is empty, can't be explained.
+
+        Raises:
+            PromptError, ConceptError, PolicyError, EncoderError: as :meth:`check`; PromptError too where states and
+                prompts differ in number, or the states' width is not the encoder's.
+        """
+        rows, _, width = states.hidden.shape
+        if rows != len(prompts) or width != self.encoder.width:
+            raise PromptError(
+                f"states of {rows} prompts of width {width} for {len(prompts)} prompts of width {self.encoder.width}"
+            )
+        snapshot, policy = self._usable_snapshot(), self.policy
+        thresholds = _usable_thresholds(snapshot, policy)
+        texts = [None if prompt is None else _scorable(prompt, i) for i, prompt in enumerate(prompts)]
+        device = self.encoder.device
+        z, mask = with_pooled(
+            TokenStates(states.hidden.float().to(device), states.mask.to(device), states.pooled.float().to(device))
+        )
+        scores = self._with_names(self._window_scores(snapshot, z, mask, policy).cpu().numpy(), texts, snapshot)
+        known = [prompt or "" for prompt in prompts]
+        return list(self._verdicts(known, scores, thresholds, snapshot, policy))
+
+    def _verdicts(
+        self,
+        prompts: Sequence[str],
+        scores: np.ndarray,
+        thresholds: np.ndarray,
+        snapshot: BankSnapshot,
+        policy: Policy,
+    ) -> Iterator[Verdict]:
+        """The verdicts on prompts with scores [B, N] against concepts with thresholds [N]."""
+        margins = scores - thresholds
+        explain = self._explainer(snapshot, policy)
+        for i, prompt in enumerate(prompts):
+            best = int(margins[i].argmax())
+            concept = snapshot.concepts[best]
+            yield Verdict(
+                prompt=prompt,
+                score=float(scores[i, best]),
+                concept=concept.name,
+                category=concept.category,
+                threshold=float(thresholds[best]),
+                decision=policy.decide(float(margins[i, best])),
+                probability=None if self.heads is None else _probability(float(scores[i, best])),
+                _concepts=snapshot.concepts,
+                _scores=scores[i],
+                _explain=explain,
+            )
 
     def score(self, prompts: Iterable[str]) -> np.ndarray:
         """The raw scores, float32 [B]: of each prompt the highest over all concepts; errors as :meth:`check_batch`."""
@@ -190,12 +226,17 @@ class LatentGuard:
             z, mask = with_pooled(self.encoder.encode_windows([windows[i] for i in batch]))
             of_windows = self._window_scores(snapshot, z, mask, policy).cpu().numpy()
             np.maximum.at(scores, [owners[i] for i in batch], of_windows)
+        return self._with_names(scores, texts, snapshot)
+
+    def _with_names(self, scores: np.ndarray, texts: Sequence[str | None], snapshot: BankSnapshot) -> np.ndarray:
+        """Scores [B, N] of normalised texts, None where unknown, with what the names that they spell out add."""
         if not np.isfinite(scores).all():
             raise EncoderError("a prompt's score is not a finite number, so the prompt can't be judged")
         if self.heads is not None and snapshot.scoring is not None:
             for row, text in zip(scores, texts, strict=True):
-                match = snapshot.scoring.matcher.match(text)
-                row[match.concepts] += self.heads.combination.of_grades(match)
+                if text is not None:
+                    match = snapshot.scoring.matcher.match(text)
+                    row[match.concepts] += self.heads.combination.of_grades(match)
         return scores
 
     def _window_scores(
@@ -223,6 +264,8 @@ class LatentGuard:
         return lambda verdict: self._explain(verdict, snapshot, policy)
 
     def _explain(self, verdict: Verdict, snapshot: BankSnapshot, policy: Policy) -> Explanation:
+        if not verdict.prompt:
+            raise PromptError("the verdict was made from states alone: there is no text to explain it by")
         place = next(i for i, concept in enumerate(snapshot.concepts) if concept.name == verdict.concept)
         only = snapshot.row(place)
         text = normalize(verdict.prompt)
@@ -279,6 +322,14 @@ class LatentGuard:
         shares = torch.zeros(mask.shape[0], device=mask.device)
         shares[0 if self.encoder.pooling == "cls" else len(window.ids) - 1] = 1.0
         return shares
+
+
+def _usable_thresholds(snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
+    """The threshold of each concept [N]; PolicyError if the policy switches all of them off."""
+    thresholds = policy.thresholds(snapshot.concepts)
+    if not np.isfinite(thresholds).any():
+        raise PolicyError("the policy switches every concept off: nothing would be blocked")
+    return thresholds
 
 
 def _chunks(prompts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:

@@ -62,6 +62,7 @@ _FAILURES = (
 class HuggingFaceEncoder:
     """A text encoder in transformers, named "hf:PLACE" after a hub id or a folder.
 
+    model: the transformers model, a CLIP text tower without its projection. pad_id: the padding token's id.
     layers: as for `load_encoder`. Where the model ends in a norm (CLIP, T5, ModernBERT), the last layer's states are
     those after it, and no other layer's are normed.
 
@@ -99,32 +100,78 @@ class HuggingFaceEncoder:
             raise EncoderError(f"{self.name}: pad_to_window is for CLIP text towers, not for {type(config).__name__}")
         if precision == "fp16" and kind in _T5:
             raise EncoderError(f"{self.name}: T5 encoders overflow in fp16; use bf16")
-        self._pad_to_window = pad_to_window
-        self._runtime = TorchRuntime(self.name, device, precision, threads)
-        self._model = self._runtime.frozen(self._load_model(place, config))
-        self.depth: int = self._model.config.num_hidden_layers
-        self.layers = chosen_layers(self.name, layers, self.depth)
-        self.width: int = self._model.config.hidden_size * len(self.layers)
+        runtime = TorchRuntime(self.name, device, precision, threads)
+        model = runtime.frozen(self._load_model(place, config))
         settings = {} if self._causal or kind in _T5 else _sentence_settings(place)
-        self.pooling: Pooling = "eos" if self._causal else self._sentence_pooling(settings)
-        self._load_tokenizer(place, settings)
+        pooling: Pooling = "eos" if self._causal else self._sentence_pooling(settings)
+        tokenizer = self._read(transformers.AutoTokenizer, place)
+        self._set_up(model, tokenizer, runtime, layers, pooling, pad_to_window, settings.get("max_seq_length"))
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        pad_to_window: bool = False,
+        layers: Sequence[int] | None = None,
+    ) -> HuggingFaceEncoder:
+        """An encoder around a CLIP text tower that is already loaded, such as a diffusers pipeline's: no second copy.
+
+        The model is neither moved nor changed; it runs where it is, in the precision that it has. The tokenizer is
+        copied. ``name`` is what weights for this encoder record, such as "hf:openai/clip-vit-large-patch14".
+
+        Raises:
+            EncoderError: the model is no CLIP text tower, or the tokenizer is not a fast one.
+        """
+        tower = clip_text_tower(model)
+        if tower is None:
+            raise EncoderError(f"{name}: {type(model).__name__} is not a CLIP text tower")
+        encoder = cls.__new__(cls)
+        encoder.name, encoder._causal = name, True
+        place = _placed_on(tower)
+        encoder.device = torch.device("cpu") if place.type == "meta" else place
+        runtime = TorchRuntime(name, encoder.device, None, None)
+        encoder._set_up(tower, tokenizer, runtime, layers, "eos", pad_to_window, None)
+        return encoder
+
+    def _set_up(
+        self,
+        model: Any,
+        tokenizer: Any,
+        runtime: TorchRuntime,
+        layers: Sequence[int] | None,
+        pooling: Pooling,
+        pad_to_window: bool,
+        longest: int | None,
+    ) -> None:
+        self.model, self._runtime, self.pooling, self.pad_to_window = model, runtime, pooling, pad_to_window
+        self.depth: int = model.config.num_hidden_layers
+        self.layers = chosen_layers(self.name, layers, self.depth)
+        self.width: int = model.config.hidden_size * len(self.layers)
+        self._set_tokenizer(tokenizer, longest)
 
     def windows(self, text: str) -> list[Window]:
         return self._tokenizer.windows(text)
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
-        ids, mask = pad_windows(windows, self._pad_id, length=self.window if self._pad_to_window else None)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = pad_windows(windows, self.pad_id, length=self.window if self.pad_to_window else None)
+        # Where the model is: one that a pipeline owns may have been moved since, or be spread over devices.
+        place = _placed_on(self.model)
+        inputs = {"input_ids": ids} if self._causal else {"input_ids": ids, "attention_mask": mask}
+        if place.type != "meta":
+            inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
         with self._runtime.running():
-            attention = {} if self._causal else {"attention_mask": mask}
-            hidden = layer_states(self._model, self.layers, input_ids=ids, **attention)
+            hidden = layer_states(self.model, self.layers, **inputs).to(self.device)
+        mask = mask.to(self.device)
         if self.pooling == "eos":
             pooled = last_state(hidden, mask)
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
         else:
             pooled = mean_pool(hidden, mask)
-        return TokenStates(hidden, torch.ones_like(mask) if self._pad_to_window else mask, pooled)
+        return TokenStates(hidden, torch.ones_like(mask) if self.pad_to_window else mask, pooled)
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
@@ -150,17 +197,17 @@ class HuggingFaceEncoder:
             raise EncoderError(f"{self.name}: the weights lack {len(missing)} tensors, the first of them {missing[0]}")
         return model
 
-    def _load_tokenizer(self, place: str, settings: dict[str, Any]) -> None:
-        tokenizer = self._read(transformers.AutoTokenizer, place)
+    def _set_tokenizer(self, tokenizer: Any, longest: int | None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise EncoderError(f"{self.name}: {type(tokenizer).__name__} gives no offsets; a fast tokenizer is needed")
         if tokenizer.pad_token_id is None:
             raise EncoderError(f"{self.name}: its tokenizer has no padding token")
-        self._pad_id: int = tokenizer.pad_token_id
-        limits = [settings.get("max_seq_length"), tokenizer.model_max_length, _positions(self._model.config)]
+        self.pad_id: int = tokenizer.pad_token_id
+        limits = [longest, tokenizer.model_max_length, _positions(self.model.config)]
         self.window: int = min([limit for limit in limits if limit and limit < _NO_LIMIT], default=_LONGEST)
-        self._tokenizer = WindowTokenizer(backend, window=self.window)
+        # A copy: WindowTokenizer changes it, and a pipeline may be using it.
+        self._tokenizer = WindowTokenizer(Tokenizer.from_str(backend.to_str()), window=self.window)
         if self._causal and not self._tokenizer.ends_with(tokenizer.eos_token_id):
             raise EncoderError(f"{self.name}: its tokenizer doesn't end a text with the end-of-text token")
 
@@ -190,6 +237,18 @@ def layer_states(model: Any, layers: Sequence[int], **inputs: Tensor) -> Tensor:
     # The last entry of `hidden_states` is the last layer before CLIP's final norm, but after that of others.
     states = [output.last_hidden_state if layer == last else output.hidden_states[layer] for layer in layers]
     return torch.cat([state.float() for state in states], dim=-1)
+
+
+def clip_text_tower(model: Any) -> Any | None:
+    """The CLIP text tower that a transformers model is or holds beneath its projection; None if it is neither."""
+    tower = getattr(model, "text_model", model)
+    return tower if isinstance(tower, transformers.CLIPTextModel) else None
+
+
+def _placed_on(model: Any) -> torch.device:
+    """The device of a model's parameters; "meta" where accelerate holds them elsewhere until they are needed."""
+    device: torch.device = next(model.parameters()).device
+    return device
 
 
 def _positions(config: Any) -> int | None:

@@ -1,0 +1,113 @@
+"""The guard's share of a diffusers pipeline's call: ``guard_pipeline`` against the call itself.
+
+What the guard adds to a call, some milliseconds, can't be seen beside the seconds of a Stable Diffusion 1.5-sized
+denoiser. So it is measured as the difference between guarded and plain calls of a pipeline with a small denoiser and
+one layer of text encoder, whose states are as many and as wide, 20 steps each; and the call of the large pipeline,
+which it is a share of, on its own. All weights are random: speed doesn't depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.made_up import LAYERS, guard_of
+from benchmarks.reference import Tower
+from benchmarks.report import Figure
+from benchmarks.settings import WANTED_AT, Settings
+from benchmarks.timing import Call, interleaved
+from latentguard import Policy
+from latentguard.encoders import load_encoder
+
+STEPS, SIDE = 20, 64
+_PROMPT = "an old fisherman mending nets at dawn in a small harbour, watercolour, muted colours"
+
+
+def pipeline(settings: Settings) -> list[Figure]:
+    """What a guard adds to a call of 20 steps, in ms, by what it reads and by bank size."""
+    # Here and not above: the other benchmarks need no diffusers.
+    from examples import tiny
+    from latentguard.encoders.huggingface import HuggingFaceEncoder
+    from latentguard.integrations.diffusers import guard_pipeline
+
+    tiny.quiet()
+    tokenizer = tiny.clip_tokenizer()
+    whole = interleaved({"call": _call(_pipe(settings.tower, settings.denoiser, tokenizer))}, rounds=2)["call"]
+    wide = Tower(settings.tower.hidden_size, 1, settings.tower.num_attention_heads, 64, settings.tower.vocab_size)
+    size = f"{STEPS} steps at {SIDE}x{SIDE}"
+    figures = []
+    for count in settings.concepts:
+        plain = _pipe(wide, (8, 16), tokenizer)
+        states, text = (_pipe(wide, (8, 16), tokenizer) for _ in range(2))
+        encoder = HuggingFaceEncoder.from_model(states.text_encoder, tokenizer, name="hf:random")
+        embedded = load_encoder(device="cpu", layers=LAYERS, threads=settings.threads)
+        for guarded, guard in ((states, guard_of(encoder, count)), (text, guard_of(embedded, count))):
+            guard.policy = Policy(1e6)  # what random weights say mustn't stop the call
+            guard_pipeline(guarded, guard)
+        turns = settings.rounds_at(count) * 4
+        times = interleaved({"plain": _call(plain), "states": _call(states), "text": _call(text)}, turns)
+        for name, what in (("states", "the pipeline's states"), ("text", "the text by the embedded encoder")):
+            added = max(times[name].median - times["plain"].median, 1e-6)
+            figures.append(
+                Figure(
+                    "pipeline",
+                    f"{what}, {count:,} concepts; {size}",
+                    added * 1e3,
+                    "ms",
+                    whole.median * 1e3,
+                    wanted_ratio=100 if name == "states" and count == WANTED_AT else None,
+                )
+            )
+    return figures
+
+
+def _call(pipe: Any) -> Call:
+    run: Callable[[], object] = partial(
+        pipe, _PROMPT, num_inference_steps=STEPS, height=SIDE, width=SIDE, output_type="latent"
+    )
+    return Call(run)
+
+
+def _pipe(tower: Tower, channels: tuple[int, ...], tokenizer: Any) -> Any:
+    """A Stable Diffusion pipeline of these sizes, with as many tokens as the tokenizer has."""
+    import diffusers
+    import transformers
+
+    from examples import tiny
+
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_hidden_layers=tower.num_hidden_layers,
+        num_attention_heads=tower.num_attention_heads,
+        vocab_size=len(tokenizer),
+    )
+    attended = len(channels) - 1
+    denoiser = diffusers.UNet2DConditionModel(
+        block_out_channels=channels,
+        layers_per_block=2,
+        sample_size=SIDE // 8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * attended + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attended,
+        cross_attention_dim=tower.hidden_size,
+        attention_head_dim=8,
+        norm_num_groups=min(32, channels[0]),
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=tiny.vae(),
+        text_encoder=transformers.CLIPTextModel(config).eval(),
+        tokenizer=tokenizer,
+        unet=denoiser.eval(),
+        scheduler=tiny.ddim(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
