@@ -6,6 +6,12 @@ data, so they are safe to log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privacy.pipeline import Verdicts
+
 
 class PrivacyError(Exception):
     """Base of every error that the privacy package raises on purpose."""
@@ -48,6 +54,22 @@ class RecordNotFoundError(VaultError):
 
 class MissingDependencyError(PrivacyError):
     """An optional package or program is needed for what was asked; the message says how to install it."""
+
+
+class PipelineError(PrivacyError):
+    """Images can't be made privately as asked: an argument would get past it, or pipeline or guard misbehave."""
+
+
+class PromptRefusedError(PrivacyError):
+    """The guard blocked one or more prompts of a call, and nothing was drawn.
+
+    ``verdicts`` holds those on each prompt, in order. The message never quotes a prompt; the verdicts may.
+    """
+
+    def __init__(self, verdicts: Sequence[Verdicts]) -> None:
+        self.verdicts = tuple(verdicts)
+        places = [str(place) for place, each in enumerate(self.verdicts, start=1) if each.blocked]
+        super().__init__(f"refused, of {len(self.verdicts)} prompts: {', '.join(places)}")
 
 
 class LegacyWarning(UserWarning):
