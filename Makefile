@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 LATENTGUARD_DATA ?= data
 D := $(LATENTGUARD_DATA)
 
-.PHONY: demo test check bench train evaluate clean
+.PHONY: demo test check bench bench-encrypted train evaluate evaluate-encrypted clean
 
 demo: $(VENV)/installed
 	$(RUN) inference.py --file_path datasets/sample_prompts.txt
@@ -41,6 +41,14 @@ evaluate: $(VENV)/installed-dev
 	  --reference latentguard_score
 	$(RUN) -m latentguard evaluate --data $(D)/prompts/unsafe_diffusion_dev.csv $(D)/prompts/i2p_dev.csv \
 	  $(D)/prompts/benign_dev.txt $(D)/prompts/wild_dev.txt $(D)/prompts/risky_dev.csv --reference latentguard_score
+
+bench-encrypted: $(VENV)/installed-dev
+	$(RUN) -m privacy.encrypted_inference bench
+
+evaluate-encrypted: $(VENV)/installed-dev
+	$(RUN) -m privacy.encrypted_inference evaluate --model mnist --data $(D)/mnist --skip 8000 --encrypted 500
+	$(RUN) -m privacy.encrypted_inference evaluate --model mnist --data $(D)/mnist --skip 8000 --encrypted 2000 \
+	  --layout batched
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
