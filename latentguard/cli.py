@@ -226,6 +226,19 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         print(f"wrote {target}")
 
 
+def _join(arguments: argparse.Namespace) -> None:
+    from latentguard.joining import join
+
+    folder = join(
+        arguments.mapping,
+        arguments.prompt_head,
+        arguments.output,
+        threshold=arguments.threshold,
+        command="python -m latentguard " + shlex.join(sys.argv[1:]),
+    )
+    print(f"wrote {folder}")
+
+
 def _import_official(arguments: argparse.Namespace) -> None:
     from latentguard.records import read_concepts
     from latentguard.shipped import shipped_path
@@ -250,6 +263,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_evaluate(commands.add_parser("evaluate", help="measure a guard on labelled prompts"))
     add_robustness(commands.add_parser("robustness", help="measure fairness, evasions, attacks and explanations"))
     add_calibrate(commands.add_parser("calibrate", help="set the threshold on harmless prompts of your own"))
+    add_join(commands.add_parser("join", help="the mapping layer of one weights folder and the prompt head of another"))
     add_import_official(commands.add_parser("import-official", help="read the published Latent Guard checkpoint"))
     add_synthesize(commands.add_parser("synthesize", help="write a data set from a list of concepts"))
     add_attack(commands.add_parser("attack", help="rewrite labelled prompts as an attacker would"))
@@ -449,6 +463,15 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     written.add_argument("--output", type=Path, metavar="DIR", help="a new weights folder, with that threshold")
     written.add_argument("--in-place", action="store_true", help="change the folder of --model itself")
     parser.set_defaults(run=_calibrate)
+
+
+def add_join(parser: argparse.ArgumentParser) -> None:
+    """The options of ``join``."""
+    parser.add_argument("--mapping", type=Path, required=True, metavar="DIR", help="the mapping layer's weights folder")
+    parser.add_argument("--prompt-head", type=Path, required=True, metavar="DIR", help="the prompt head's")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the weights folder to write")
+    parser.add_argument("--threshold", type=_finite, required=True, metavar="T", help="block from this score on")
+    parser.set_defaults(run=_join)
 
 
 def add_import_official(parser: argparse.ArgumentParser) -> None:

@@ -278,6 +278,7 @@ def test_a_mistake_in_what_calibrate_is_given_is_one_line(
         ["calibrate", "--data", "a.txt", "--rate", "nan"],
         ["calibrate", "--data", "a.txt", "--output", "folder", "--in-place"],
         ["train", "--data", "a.csv"],
+        ["join", "--mapping", "a", "--prompt-head", "b", "--output", "c"],
         ["import-official", "model.pth", "--output", "folder"],
     ],
 )
@@ -293,7 +294,7 @@ def test_a_command_that_is_not_understood_is_one_line_and_status_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["screen"], ["train"], ["evaluate"], ["robustness"], ["calibrate"], ["import-official"]]
+    "arguments", [[], ["screen"], ["train"], ["evaluate"], ["robustness"], ["calibrate"], ["join"], ["import-official"]]
 )
 def test_every_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
