@@ -31,8 +31,9 @@ train: $(VENV)/installed-dev
 	  $(D)/prompts/unsafe_diffusion_dev.csv $(D)/prompts/i2p_dev.csv \
 	  $(D)/prompts/risky_dev.csv $(D)/prompts/benign_dev.txt $(D)/prompts/wild_dev.txt \
 	  --negatives $(D)/prompts/benign_train.txt $(D)/prompts/wild_train.txt \
-	  --calibrate $(D)/prompts/benign_dev.txt --layers 2 4 6 --grammar 10000 --epochs 2 --false-positive-rate 0.0065 \
-	  --output weights/minilm-l6 $(TRAIN_FLAGS)
+	  --calibrate $(D)/prompts/benign_dev.txt --layers 2 4 6 --grammar 20000 \
+	  --replacements datasets/replacements.json --epochs 2 \
+	  --false-positive-rate 0.0065 --output weights/retrained $(TRAIN_FLAGS)
 
 evaluate: $(VENV)/installed-dev
 	$(RUN) -m latentguard evaluate --data $(D)/copro/copro_id_dev.csv --concepts $(D)/copro/concepts_id.json \
