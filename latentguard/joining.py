@@ -41,6 +41,7 @@ def join(mapping: str | Path, prompt_head: str | Path, target: str | Path, *, th
         combination=joined,
         training={
             "command": command,
+            "data": {**first.config.training.get("data", {}), **second.config.training.get("data", {})},
             "mapping": dict(first.config.training),
             "prompt_head": dict(second.config.training),
         },
@@ -57,8 +58,11 @@ def _heads(weights: Weights, folder: str | Path) -> Heads:
 
 def _card(first: Weights, second: Weights, command: str) -> str:
     parts = "\n".join(
-        f"- {name}: `{weights.config.training.get('command', 'unknown')}`"
-        for name, weights in (("mapping layer, scale and lexicon", first), ("prompt head", second))
+        f"- {name}: `{weights.config.training.get('command', 'unknown')}`{_reached(weights, figure)}"
+        for name, weights, figure in (
+            ("mapping layer, scale and lexicon", first, "auc"),
+            ("prompt head", second, "auc_prompts"),
+        )
     )
     return f"""# A mapping layer for `{first.config.encoder}` with a prompt head and a lexical head beside it
 
@@ -75,3 +79,9 @@ Joined of two training runs of latentguard. Licence: Apache-2.0.
 Each part has the weight in the score that was fitted for it in its own run; data, recipes and held-out figures of both
 are in `config.json`.
 """
+
+
+def _reached(weights: Weights, figure: str) -> str:
+    """The AUC that a part's own run reached on concepts held out of it, where its config has it."""
+    reached = weights.config.training.get("held_out_concepts", {}).get(figure)
+    return "" if reached is None else f"; AUC {reached:.3f} on the concepts held out of it"

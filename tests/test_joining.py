@@ -29,7 +29,11 @@ def folder_of(place: Path, encoder: TextEncoder, seed: int, layers: tuple[int, .
         layers=layers,
         prompt_head=heads.prompt_head.shape,
         combination=combination,
-        training={"command": f"train {seed}"},
+        training={
+            "command": f"train {seed}",
+            "data": {f"{seed}.csv": "hash"},
+            "held_out_concepts": {"auc": 0.5 + seed / 10},
+        },
     )
     return save_weights(place, mapping, config, [ConceptEntry(f"concept {seed}")], "# W\n", heads)
 
@@ -52,9 +56,11 @@ def test_each_part_comes_from_its_folder_with_its_weight(tiny_encoder: TextEncod
     assert made.concepts == first.concepts
     assert made.config.training["mapping"]["command"] == "train 0"
     assert made.config.training["prompt_head"]["command"] == "train 1"
+    assert set(made.config.training["data"]) == {"0.csv", "1.csv"}
     card = (tmp_path / "joined" / "README.md").read_text()
     assert "train 0" in card
     assert "train 1" in card
+    assert "AUC 0.500 on the concepts held out of it" in card
 
 
 def test_what_does_not_belong_together_is_refused(
