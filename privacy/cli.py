@@ -323,7 +323,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     _add_vault(commands.add_parser("vault", help="look after a vault", allow_abbrev=False))
     _add_data_commands(commands)
+    _add_passkey(commands)
     return parser
+
+
+def _add_passkey(commands: argparse._SubParsersAction[Any]) -> None:
+    from privacy.passkey.commands import register
+
+    register(commands)
 
 
 def _add_data_commands(commands: argparse._SubParsersAction[Any]) -> None:

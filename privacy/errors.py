@@ -126,3 +126,31 @@ class WorkerError(InferenceError):
 
 class DecryptionError(InferenceError):
     """What was decrypted doesn't look like an answer: it was damaged, or encrypted under another key."""
+
+
+class PasskeyError(PrivacyError):
+    """Base of what can go wrong with passkey text models."""
+
+
+class WrongPasskeyError(PasskeyError):
+    """The passkey isn't the one that the model was converted with, or its passkey.json was changed."""
+
+
+class ConversionError(PasskeyError):
+    """A model can't be converted, or a folder holds no whole conversion: cut short, changed, of another version."""
+
+
+class TokenizerMismatchError(PasskeyError):
+    """The tokenizer isn't the one whose vocabulary was encrypted."""
+
+
+class FinetuneError(PasskeyError):
+    """A model can't be fine-tuned as asked: it doesn't fit the task, or settings don't fit together."""
+
+
+class AttackError(PasskeyError):
+    """An attack can't be measured: a text is missing or too short, or the models don't belong together."""
+
+
+class UnknownTokenError(PasskeyError):
+    """A token or id isn't in the vocabulary; the message tells its place, never a text."""
