@@ -80,7 +80,7 @@ def adapt(
     if plain.digest(keys.words) != record.vocabulary:
         raise ConversionError(f"{original}: is not the model that {converted} was made from")
     affine = record.transform.map(keys.transform, teacher.embeddings[0].shape[1], 1.0)
-    backs = readouts(teacher.model, torch.from_numpy(affine.matrix.T)) if record.transform.carried else None
+    backs = readouts(teacher.model, torch.from_numpy(affine.matrix.T)) if record.transform.maps_states else None
     lessons = _Lessons(teacher.model, student.model, EncryptedVocabulary.of(plain, keys), backs, device)
     batches = _Batches(_tokenized(tokenizer, texts, max_tokens), batch_size, seed)
     before = lessons.unexplained(batches.held_out())

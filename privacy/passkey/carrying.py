@@ -63,9 +63,13 @@ class _Block:
     writer: nn.Linear
 
 
-def can_carry(model: Any) -> bool:
-    """Whether `carry` knows the architecture of a transformers model; a CLIP tower only without its projection."""
-    return _kind(model) in _LAYER_NORM_FIRST | _RMS_NORM_FIRST | _NORM_LAST and not hasattr(model, "text_projection")
+def can_carry(model: Any, kind: str) -> bool:
+    """Whether a transformers model's architecture is known well enough to follow a map of this `Transform` kind."""
+    if kind == "orthogonal":
+        # A projection of CLIP has no bias that could take the final norm's.
+        known = _LAYER_NORM_FIRST | _RMS_NORM_FIRST | _NORM_LAST
+        return _kind(model) in known and not hasattr(model, "text_projection")
+    return kind == "glide" and _kind(model) in _LAYER_NORM_FIRST | _NORM_LAST
 
 
 def maps_output_rows(model: Any) -> bool:
@@ -87,10 +91,8 @@ def carry(model: Any, linear: Tensor, shift: Tensor) -> None:
         ConversionError: an architecture or a head that isn't known here.
     """
     kind = _kind(model)
-    if not can_carry(model):
-        raise ConversionError(
-            f"{type(model).__name__}: a map can't be carried through this architecture; convert it with carry=False"
-        )
+    if not can_carry(model, "orthogonal"):
+        raise ConversionError(f"{type(model).__name__}: a map can't be carried through this architecture")
     linear, shift = linear.double(), shift.double()
     if kind in _NORM_LAST:
         _carry_norm_last(model, linear, shift)
@@ -98,6 +100,23 @@ def carry(model: Any, linear: Tensor, shift: Tensor) -> None:
         _carry_clip(_body(model), linear, shift)
     else:
         _carry_t5(model, linear, shift)
+
+
+@torch.no_grad()
+def take_back(model: Any, shift: Tensor) -> None:
+    """Subtracts ``shift`` [D] where positions are added to the token embeddings, to which it was or will be added.
+
+    What is left of a glide reflection is its reflections, each of which changes one direction of all D.
+
+    Raises:
+        ConversionError: an architecture without positions among its embeddings, or one that isn't known here.
+    """
+    if not can_carry(model, "glide"):
+        raise ConversionError(f"{type(model).__name__}: has no embeddings of positions that could take a shift back")
+    embeddings = _body(model).embeddings
+    clip = _kind(model) in _LAYER_NORM_FIRST
+    positions = embeddings.position_embedding if clip else embeddings.position_embeddings
+    positions.weight.sub_(shift.to(positions.weight))
 
 
 @torch.no_grad()
@@ -130,7 +149,7 @@ def _carry_norm_last(model: Any, linear: Tensor, shift: Tensor) -> None:
     for name in ("position_embeddings", "token_type_embeddings"):
         if (table := getattr(embeddings, name, None)) is not None:
             table.weight.copy_(table.weight.double() @ linear)
-    embeddings.position_embeddings.weight.sub_(shift.to(embeddings.position_embeddings.weight))
+    take_back(model, shift)
     gain, bias = _freed(_first_norm(body))
     for layer in _norm_last_layers(body):
         for block in layer:
@@ -146,7 +165,8 @@ def _carry_norm_last(model: Any, linear: Tensor, shift: Tensor) -> None:
 
 def _carry_clip(body: Any, linear: Tensor, shift: Tensor) -> None:
     positions = body.embeddings.position_embedding.weight
-    positions.copy_(positions.double() @ linear - shift)
+    positions.copy_(positions.double() @ linear)
+    take_back(body, shift)
     for layer in body.encoder.layers:
         attention, perceptron = layer.self_attn, layer.mlp
         readers = (attention.q_proj, attention.k_proj, attention.v_proj)

@@ -106,6 +106,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         kdf=arguments.kdf,
     )
     print(f"{converted.folder}: {converted.record.rows:,} tokens encrypted, transform {arguments.transform}")
+    if converted.record.transform.changes_rows and not converted.record.transform.carried:
+        print("the rest of the model doesn't follow its embeddings: train it anew (finetune), or adapt it")
     if converted.plain_rows:
         print(
             "warning: its output rows are the plain embeddings, in encrypted order: whoever has the original model can "

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +55,12 @@ def convert(
 
     source: a Hugging Face folder, or a hub name that is in the cache, of an encoder or encoder-decoder; heads stay.
     tokenizer: where its tokenizer is, if not with the model, as in a diffusers pipeline. transform, factor, noise: see
-    `Transform`. carry: whether the rest of the model is made to follow an orthogonal map, exactly for T5 and CLIP, and
-    nearly for BERT and its relatives, which `privacy.passkey.adapting` brings nearer still; without it the model has to
-    be trained anew. The states that a carried model gives are mapped as well. kdf: how to stretch the passkey; a
-    `Stretching` repeats an earlier one, so that the same passkey gives the same encrypted vocabulary.
+    `Transform`. carry: whether the rest of the model is made to follow the map, where its architecture is one that
+    `privacy.passkey.carrying` knows; the record's `transform.carried` tells. An orthogonal map is followed exactly by
+    T5 and CLIP, nearly by BERT and its relatives, whom `privacy.passkey.adapting` brings nearer still, and the states
+    that come out are mapped as well. Of a glide reflection the translation is taken back. What doesn't follow has to be
+    trained anew. kdf: how to stretch the passkey; a `Stretching` repeats an earlier one, so that the same passkey gives
+    the same encrypted vocabulary.
 
     The row of id i becomes E'[perm[i]] = T(E[i]) for all ids, special and padding ones too. Padding doesn't count
     anyway, and a decoder that starts with it reads it like any other. Output rows and biases are permuted with the ids.
@@ -80,20 +82,21 @@ def convert(
     from privacy.passkey.vocabulary import EncryptedVocabulary, PlainVocabulary
 
     # Whatever can be wrong is said before the seconds that transformers takes to load.
-    chosen = Transform(transform, factor, noise, carried=carry and transform == "orthogonal")
+    chosen = Transform(transform, factor, noise)
     stretching = kdf if isinstance(kdf, Stretching) else Stretching.new(kdf)
     _check_places(source, target)
-    from privacy.passkey.carrying import maps_output_rows
+    from privacy.passkey.carrying import can_carry, maps_output_rows
     from privacy.passkey.model_files import TextModel
     from privacy.passkey.tokenizer_files import load_tokenizer, save_tokenizer
 
     original = load_tokenizer(source if tokenizer is None else tokenizer)
     model = TextModel.load(source)
     plain = PlainVocabulary.of(original, model.rows)
+    chosen = replace(chosen, carried=carry and can_carry(model.model, transform))
     keys = subkeys(passkey, stretching)
     encrypted = EncryptedVocabulary.of(plain, keys)
     untied = chosen.changes_rows and model.untie()
-    plain_rows = untied and not (chosen.carried and maps_output_rows(model.model))
+    plain_rows = untied and not (chosen.maps_states and maps_output_rows(model.model))
     model.encrypt(encrypted.new, chosen, keys)
     record = Record(stretching, chosen, model.rows, tuple(sorted(plain.special)), plain.digest(keys.words))
     with new_folder(Path(target)) as folder:

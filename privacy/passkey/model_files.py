@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from privacy.errors import ConversionError
-from privacy.passkey.carrying import carry
+from privacy.passkey.carrying import carry, take_back
 from privacy.passkey.keys import Subkeys
 from privacy.passkey.keystream import Keystream
 from privacy.passkey.tokenizer_files import first_line
@@ -112,8 +112,10 @@ class TextModel:
         first = self.embeddings[0]
         scale = float(first.double().norm(dim=1).mean())
         affine, keystream = transform.map(keys.transform, first.shape[1], scale), Keystream(keys.noise)
-        if transform.carried:
+        if transform.maps_states:
             carry(self.model, torch.from_numpy(affine.matrix.T), torch.from_numpy(affine.offset))
+        elif transform.carried:
+            take_back(self.model, torch.from_numpy(affine.offset))
         for tensor in self.embeddings:
             blocks = torch.split(tensor, _BLOCK)
             for block in tqdm(blocks, desc="embeddings", unit="block", disable=None, leave=False):

@@ -28,7 +28,7 @@ class Transform:
 
     kind: "glide", "orthogonal" or "none". factor: how many glide reflections are done one after another, 1 to 64.
     noise: standard deviation of the Gaussian noise that each row gets before the map, as a share of the row's length.
-    carried: whether the rest of the model was made to follow an orthogonal map; see `privacy.passkey.carrying`.
+    carried: whether the rest of the model was made to follow the map; see `privacy.passkey.carrying`.
 
     Raises:
         ConversionError: there is no such kind, a factor or carrying has no use for it, or a number is out of range.
@@ -48,7 +48,7 @@ class Transform:
             raise ConversionError(f"the factor repeats a glide reflection; the transform {self.kind} has none")
         if isinstance(self.noise, bool) or not isinstance(self.noise, int | float) or not 0 <= self.noise <= 1:
             raise ConversionError("the noise is not a number from 0 to 1")
-        if type(self.carried) is not bool or (self.carried and self.kind != "orthogonal"):
+        if type(self.carried) is not bool or (self.carried and self.kind == "none"):
             raise ConversionError(f"the transform {self.kind} is not one that the rest of a model can follow")
 
     @classmethod
@@ -63,6 +63,11 @@ class Transform:
     def changes_rows(self) -> bool:
         """Whether embeddings come out other than they went in."""
         return self.kind != "none" or self.noise > 0
+
+    @property
+    def maps_states(self) -> bool:
+        """Whether the states that the model gives are mapped as well."""
+        return self.carried and self.kind == "orthogonal"
 
     def map(self, key: bytes, width: int, scale: float) -> AffineMap:
         """The keyed map of embeddings [V, width]; `scale`, their mean length, is how far a glide reflection moves."""

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from privacy.errors import ConversionError
-from privacy.passkey.carrying import can_carry, carry, readouts
+from privacy.passkey.carrying import can_carry, carry, readouts, take_back
 from privacy.passkey.transforms import orthogonal
 
 WIDTH = 32
@@ -148,9 +148,31 @@ def test_it_is_near_where_norms_come_last_with_uneven_gains(linear: Tensor, shif
     assert off < largest(mapped_alone(IDS).last_hidden_state, plain) / 3
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (transformers.BertModel, transformers.BertConfig(**BERT_LIKE)),
+        (transformers.CLIPTextModel, transformers.CLIPTextConfig(**CLIP)),
+    ],
+)
+def test_a_shift_that_was_taken_back_leaves_the_model_what_it_was(kind: Any, config: Any, shift: Tensor) -> None:
+    model = random_model(kind, config)
+    shifted = copy.deepcopy(model)
+    shifted.get_input_embeddings().weight.add_(shift.float())
+    assert largest(shifted(IDS).last_hidden_state, model(IDS).last_hidden_state) > 0.1
+    take_back(shifted, shift)
+    assert largest(shifted(IDS).last_hidden_state, model(IDS).last_hidden_state) < 1e-4
+
+
+def test_t5_can_take_no_shift_back() -> None:
+    with pytest.raises(ConversionError, match="no embeddings of positions"):
+        take_back(transformers.T5EncoderModel(transformers.T5Config(**T5)), torch.ones(WIDTH))
+
+
 def test_an_architecture_that_it_does_not_know_is_refused(linear: Tensor) -> None:
     model = transformers.AlbertModel(transformers.AlbertConfig(**BERT_LIKE, embedding_size=WIDTH))
-    assert not can_carry(model)
+    assert not can_carry(model, "orthogonal")
     with pytest.raises(ConversionError, match="AlbertModel: a map can't be carried"):
         carry(model, linear, torch.zeros(WIDTH))
 
