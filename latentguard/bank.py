@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latentguard.encoders.base import TextEncoder
+from latentguard.encoders.base import TextEncoder, Window
 from latentguard.errors import ConceptError, PolicyError, WeightsError
 from latentguard.files import atomic_path
 from latentguard.heads import Heads
-from latentguard.lexicon import LexicalMatcher
+from latentguard.lexicon import NAMELESS, LexicalMatcher, NameForms
 from latentguard.mapping import ConceptQueries, MappingLayer
 from latentguard.normalize import normalize
 from latentguard.policy import checked_threshold
+from latentguard.reading import ReadConcept
 from latentguard.records import ConceptEntry
 
 _FORMAT = "latentguard-bank-1"
@@ -98,7 +99,7 @@ class ConceptBank:
         self._mapping = mapping
         self._heads = heads
         self._lock = threading.Lock()
-        self._snapshot = self._made((), torch.empty(0, encoder.width, device=encoder.device))
+        self._snapshot = self._made((), (), torch.empty(0, encoder.width, device=encoder.device))
         self.extend(concepts)
 
     @property
@@ -123,7 +124,7 @@ class ConceptBank:
         return iter(self._snapshot.concepts)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _key(name) in {_key(c.name) for c in self._snapshot.concepts}
+        return isinstance(name, str) and concept_key(name) in {concept_key(c.name) for c in self._snapshot.concepts}
 
     def add(self, name: str, *, category: str | None = None, threshold: float | None = None) -> None:
         """Add one concept; ConceptError if it is empty or there already, PolicyError if the threshold is no number."""
@@ -133,17 +134,26 @@ class ConceptBank:
         """Add several concepts: all of them, or none if one can't be added."""
         if isinstance(concepts, str):
             raise ConceptError("expected a list of concepts, got one text; use add for one concept")
-        new = [_checked(concept) for concept in concepts]
+        self.extend_read([self._read(checked_concept(concept)) for concept in concepts])
+
+    def extend_read(self, concepts: Iterable[ReadConcept]) -> None:
+        """As :meth:`extend`, for concepts that were read elsewhere: their names are labels, not looked into."""
+        new = [replace(concept, entry=checked_concept(concept.entry)) for concept in concepts]
         with self._lock:
             old = self._snapshot
-            seen = {_key(concept.name) for concept in old.concepts}
+            seen = {concept_key(concept.name) for concept in old.concepts}
             for concept in new:
-                if _key(concept.name) in seen:
-                    raise ConceptError(f"the concept {concept.name!r} is in the bank already")
-                seen.add(_key(concept.name))
+                if concept_key(concept.entry.name) in seen:
+                    raise ConceptError(f"the concept {concept.entry.name!r} is in the bank already")
+                seen.add(concept_key(concept.entry.name))
             if not new:
                 return
-            more = self._made(tuple(new), self._embed([concept.name for concept in new]), old.scoring)
+            more = self._made(
+                tuple(concept.entry for concept in new),
+                [concept.forms for concept in new],
+                self._embed([concept.window for concept in new]),
+                old.scoring,
+            )
             self._snapshot = BankSnapshot(
                 old.concepts + more.concepts,
                 torch.cat([old.embeddings, more.embeddings]),
@@ -153,7 +163,7 @@ class ConceptBank:
 
     def remove(self, name: str) -> ConceptEntry:
         """Take a concept out and return it; ConceptError if there is none of that name."""
-        gone = self._take_out(lambda concept: _key(concept.name) == _key(name))
+        gone = self._take_out(lambda concept: concept_key(concept.name) == concept_key(name))
         if not gone:
             raise ConceptError(f"no concept {name!r} in the bank")
         return gone[0]
@@ -207,7 +217,7 @@ class ConceptBank:
         if described.get("encoder") != encoder.name:
             raise WeightsError(f"{path}: made with the encoder {described.get('encoder')}, not {encoder.name}")
         try:
-            concepts = tuple(_checked(ConceptEntry(**fields)) for fields in json.loads(described["concepts"]))
+            concepts = tuple(checked_concept(ConceptEntry(**fields)) for fields in json.loads(described["concepts"]))
         except (KeyError, TypeError, ValueError, RecursionError, ConceptError, PolicyError) as error:
             raise WeightsError(f"{path}: its list of concepts can't be read ({error})") from error
         if embeddings.shape != (len(concepts), encoder.width):
@@ -215,24 +225,29 @@ class ConceptBank:
         if not bool(torch.isfinite(embeddings).all()):
             raise WeightsError(f"{path}: holds numbers that are not finite")
         bank = cls(encoder, mapping, heads=heads)
-        bank._snapshot = bank._made(concepts, embeddings.float().to(encoder.device))
+        names = [bank._forms(concept.name) for concept in concepts]
+        bank._snapshot = bank._made(concepts, names, embeddings.float().to(encoder.device))
         return bank
 
     def _made(
-        self, concepts: tuple[ConceptEntry, ...], embeddings: Tensor, before: ConceptScoring | None = None
+        self,
+        concepts: tuple[ConceptEntry, ...],
+        names: Sequence[NameForms | None],
+        embeddings: Tensor,
+        before: ConceptScoring | None = None,
     ) -> BankSnapshot:
         """A snapshot of ``concepts`` alone, but that its ``scoring`` goes on from that of the concepts ``before``."""
         queries = self._mapping.queries(embeddings)
         if self._heads is None:
             return BankSnapshot(concepts, embeddings, queries)
-        names = [concept.name for concept in concepts]
         categories = [self._heads.category_of(concept.category) for concept in concepts]
         with torch.inference_mode():
             moments = self._heads.scale(queries)
+        matcher = LexicalMatcher() if before is None else before.matcher
         scoring = ConceptScoring(
             moments,
             torch.tensor(categories, dtype=torch.long, device=embeddings.device),
-            LexicalMatcher(names, self._heads.rarity) if before is None else before.matcher.extended(names),
+            matcher.extended([NAMELESS if name is None else name for name in names]),
         )
         if before is not None:
             scoring = replace(
@@ -242,23 +257,32 @@ class ConceptBank:
             )
         return BankSnapshot(concepts, embeddings, queries, scoring)
 
-    def _embed(self, names: list[str]) -> Tensor:
-        windows = [self._encoder.windows(normalize(name)) for name in names]
-        if any(len(of_name) > 1 for of_name in windows):
+    def _read(self, concept: ConceptEntry) -> ReadConcept:
+        windows = self._encoder.windows(normalize(concept.name))
+        if len(windows) > 1:
             raise ConceptError(f"a concept is longer than the encoder's window of {self._encoder.window} tokens")
-        only = [of_name[0] for of_name in windows]
-        parts = [self._encoder.encode_windows(only[i : i + _AT_A_TIME]).pooled for i in range(0, len(only), _AT_A_TIME)]
+        return ReadConcept(concept, windows[0], self._forms(concept.name))
+
+    def _forms(self, name: str) -> NameForms | None:
+        return None if self._heads is None else NameForms.of(name, self._heads.rarity)
+
+    def _embed(self, windows: Sequence[Window]) -> Tensor:
+        parts = [
+            self._encoder.encode_windows(windows[i : i + _AT_A_TIME]).pooled for i in range(0, len(windows), _AT_A_TIME)
+        ]
         embeddings = torch.cat(parts).float()
         if not bool(torch.isfinite(embeddings).all()):
             raise ConceptError("the encoder gave no finite numbers for a concept")
         return embeddings
 
 
-def _key(name: str) -> str:
+def concept_key(name: str) -> str:
+    """The same text for two spellings of one name: they differ in case and white space alone."""
     return " ".join(name.split()).casefold()
 
 
-def _checked(concept: ConceptEntry | str) -> ConceptEntry:
+def checked_concept(concept: ConceptEntry | str) -> ConceptEntry:
+    """A concept with its name on one line; ConceptError or PolicyError if it can't be one."""
     entry = ConceptEntry(concept) if isinstance(concept, str) else concept
     if not isinstance(entry, ConceptEntry):
         raise ConceptError(f"a concept is a name or a ConceptEntry, not {type(entry).__name__}")

@@ -161,8 +161,8 @@ class NamedConcepts:
 
 def named_concepts(guard: LatentGuard, data: EvaluationSet, names: Sequence[str]) -> NamedConcepts:
     """The figures of the prompts that name one of ``names``, which the guard's bank holds."""
-    matcher = LexicalMatcher(names, WordRarity.of([]))
-    found = [matcher.match(normalize(prompt)) for prompt in data.prompts]
+    matcher = LexicalMatcher.of(names, WordRarity.of([]))
+    found = [matcher.match(matcher.forms(normalize(prompt))) for prompt in data.prompts]
     spelled = [{names[i] for i, grade in zip(m.concepts, m.grades, strict=True) if grade >= Naming.FULL} for m in found]
     chosen = [i for i, some in enumerate(spelled) if some]
     verdicts = guard.check_batch([data.prompts[i] for i in chosen])

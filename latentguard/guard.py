@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +18,17 @@ from latentguard.encoders import load_encoder
 from latentguard.encoders.base import TextEncoder, TokenStates, Window
 from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
 from latentguard.heads import Heads
+from latentguard.lexicon import TextForms
 from latentguard.mapping import Attribution, MappingLayer, with_pooled
 from latentguard.normalize import normalize
 from latentguard.policy import Policy
+from latentguard.reading import Contributions, ReadPrompt
 from latentguard.records import MAX_PROMPT_CHARS, ConceptEntry
 from latentguard.verdict import Explanation, TokenContribution, Verdict
 from latentguard.weights import find_weights, load_weights
+from latentguard.wording import word_spans
 
+_Prompt = TypeVar("_Prompt")
 _PROMPTS_AT_A_TIME = 512
 _WINDOWS_AT_A_TIME = 64
 
@@ -137,8 +142,42 @@ class LatentGuard:
         for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
             snapshot, policy = self._usable_snapshot(), self.policy
             thresholds = _usable_thresholds(snapshot, policy)
-            texts = [_scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
-            yield from self._verdicts(chunk, self._scores(texts, snapshot, policy), thresholds, snapshot, policy)
+            texts = [scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
+            scores = self._scores([self._read(text, snapshot) for text in texts], snapshot, policy)
+            yield from self._verdicts(chunk, scores, thresholds, snapshot, policy)
+
+    def check_read(self, prompts: Iterable[ReadPrompt]) -> list[Verdict]:
+        """The verdicts on prompts that were read elsewhere, for this guard's encoder, in order.
+
+        Their ``prompt`` is empty, since nobody here knows it, and they can't be explained; :meth:`contributions` can.
+
+        Raises:
+            PromptError: a prompt has no window.
+            ConceptError, PolicyError, EncoderError: as :meth:`check`.
+        """
+        verdicts: list[Verdict] = []
+        for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
+            snapshot, policy = self._usable_snapshot(), self.policy
+            thresholds = _usable_thresholds(snapshot, policy)
+            for i, prompt in enumerate(chunk, start=start):
+                _check_windows(prompt, i)
+            scores = self._scores(chunk, snapshot, policy)
+            verdicts += self._verdicts([""] * len(chunk), scores, thresholds, snapshot, policy)
+        return verdicts
+
+    def contributions(self, prompt: ReadPrompt, concept: str) -> Contributions:
+        """What each part of a read prompt adds to its score against a concept of the bank. Encodes the prompt once.
+
+        Raises:
+            ConceptError: there is no concept of that name.
+            PromptError: the prompt has no window.
+        """
+        snapshot = self.concepts.snapshot
+        _check_windows(prompt, 0)
+        place = next((i for i, entry in enumerate(snapshot.concepts) if entry.name == concept), None)
+        if place is None:
+            raise ConceptError(f"no concept {concept!r} in the bank")
+        return self._contributions(prompt, place, snapshot, self.policy)
 
     def check_states(self, states: TokenStates, prompts: Sequence[str | None]) -> list[Verdict]:
         """The verdicts on states [B, L, D] that somebody else computed with the guard's encoder; nothing is encoded.
@@ -160,12 +199,13 @@ class LatentGuard:
             )
         snapshot, policy = self._usable_snapshot(), self.policy
         thresholds = _usable_thresholds(snapshot, policy)
-        texts = [None if prompt is None else _scorable(prompt, i) for i, prompt in enumerate(prompts)]
+        texts = [None if prompt is None else scorable(prompt, i) for i, prompt in enumerate(prompts)]
+        forms = [None if text is None else _forms(text, snapshot) for text in texts]
         device = self.encoder.device
         z, mask = with_pooled(
             TokenStates(states.hidden.float().to(device), states.mask.to(device), states.pooled.float().to(device))
         )
-        scores = self._with_names(self._window_scores(snapshot, z, mask, policy).cpu().numpy(), texts, snapshot)
+        scores = self._with_names(self._window_scores(snapshot, z, mask, policy).cpu().numpy(), forms, snapshot)
         known = [prompt or "" for prompt in prompts]
         return list(self._verdicts(known, scores, thresholds, snapshot, policy))
 
@@ -199,10 +239,10 @@ class LatentGuard:
     def score(self, prompts: Iterable[str]) -> np.ndarray:
         """The raw scores, float32 [B]: of each prompt the highest over all concepts; errors as :meth:`check_batch`."""
         snapshot, policy = self._usable_snapshot(), self.policy
-        parts = [
-            self._scores([_scorable(prompt, start + i) for i, prompt in enumerate(chunk)], snapshot, policy).max(axis=1)
-            for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME)
-        ]
+        parts = []
+        for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
+            read = [self._read(scorable(prompt, start + i), snapshot) for i, prompt in enumerate(chunk)]
+            parts.append(self._scores(read, snapshot, policy).max(axis=1))
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
     def _usable_snapshot(self) -> BankSnapshot:
@@ -211,31 +251,33 @@ class LatentGuard:
             raise ConceptError("the concept bank is empty: nothing would be blocked; add a concept first")
         return snapshot
 
-    def _scores(self, texts: Sequence[str], snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
-        """Scores [B, N] of normalised texts: of each text and concept the highest over the text's windows."""
+    def _read(self, text: str, snapshot: BankSnapshot) -> ReadPrompt:
+        return ReadPrompt(self.encoder.windows(text), _forms(text, snapshot))
+
+    def _scores(self, prompts: Sequence[ReadPrompt], snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
+        """Scores [B, N] of read prompts: of each prompt and concept the highest over the prompt's windows."""
         windows: list[Window] = []
         owners: list[int] = []
-        for owner, text in enumerate(texts):
-            of_text = self.encoder.windows(text)
-            windows += of_text
-            owners += [owner] * len(of_text)
-        scores = np.full((len(texts), len(snapshot.concepts)), -np.inf, dtype=np.float32)
+        for owner, prompt in enumerate(prompts):
+            windows += prompt.windows
+            owners += [owner] * len(prompt.windows)
+        scores = np.full((len(prompts), len(snapshot.concepts)), -np.inf, dtype=np.float32)
         by_length = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
         for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
             batch = by_length[start : start + _WINDOWS_AT_A_TIME]
             z, mask = with_pooled(self.encoder.encode_windows([windows[i] for i in batch]))
             of_windows = self._window_scores(snapshot, z, mask, policy).cpu().numpy()
             np.maximum.at(scores, [owners[i] for i in batch], of_windows)
-        return self._with_names(scores, texts, snapshot)
+        return self._with_names(scores, [prompt.forms for prompt in prompts], snapshot)
 
-    def _with_names(self, scores: np.ndarray, texts: Sequence[str | None], snapshot: BankSnapshot) -> np.ndarray:
-        """Scores [B, N] of normalised texts, None where unknown, with what the names that they spell out add."""
+    def _with_names(self, scores: np.ndarray, forms: Sequence[TextForms | None], snapshot: BankSnapshot) -> np.ndarray:
+        """Scores [B, N] of prompts with these forms, None where unknown, with what the names spelled out add."""
         if not np.isfinite(scores).all():
             raise EncoderError("a prompt's score is not a finite number, so the prompt can't be judged")
         if self.heads is not None and snapshot.scoring is not None:
-            for row, text in zip(scores, texts, strict=True):
-                if text is not None:
-                    match = snapshot.scoring.matcher.match(text)
+            for row, of_prompt in zip(scores, forms, strict=True):
+                if of_prompt is not None:
+                    match = snapshot.scoring.matcher.match(of_prompt)
                     row[match.concepts] += self.heads.combination.of_grades(match)
         return scores
 
@@ -265,28 +307,34 @@ class LatentGuard:
 
     def _explain(self, verdict: Verdict, snapshot: BankSnapshot, policy: Policy) -> Explanation:
         if not verdict.prompt:
-            raise PromptError("the verdict was made from states alone: there is no text to explain it by")
+            raise PromptError(
+                "made from states alone, or of a prompt read elsewhere: there is no text to explain the verdict by"
+            )
         place = next(i for i, concept in enumerate(snapshot.concepts) if concept.name == verdict.concept)
-        only = snapshot.row(place)
         text = normalize(verdict.prompt)
-        windows = self.encoder.windows(text)
-        states = [with_pooled(self.encoder.encode_windows([window])) for window in windows]
+        prompt = self._read(text, snapshot)
+        parts = self._contributions(prompt, place, snapshot, policy)
+        return explanation(parts, text, prompt.windows[parts.window], verdict.concept, verdict.threshold)
+
+    def _contributions(self, prompt: ReadPrompt, place: int, snapshot: BankSnapshot, policy: Policy) -> Contributions:
+        """What each part of a prompt adds to its score against the concept at ``place``."""
+        only = snapshot.row(place)
+        states = [with_pooled(self.encoder.encode_windows([window])) for window in prompt.windows]
         scores = [float(self._window_scores(only, z, mask, policy)) for z, mask in states]
         best = int(np.argmax(scores))
-        window, (z, mask) = windows[best], states[best]
-        pooling = self._pooling_shares(window, mask[0, 1:])
+        z, mask = states[best]
+        pooling = self._pooling_shares(prompt.windows[best], mask[0, 1:])
         attribution = self.mapping.attribute(only.queries, z[0], mask[0], pooling)
-        spelled: dict[tuple[int, int], float] = {}
+        naming: dict[int, float] = {}
         if self.heads is not None and only.scoring is not None and snapshot.scoring is not None:
             attribution = self._with_heads(attribution, self.heads, only.scoring, z, mask, pooling, policy)
-            # Among all names of the bank: a part of a name tells it only where no other name has that part.
-            match = snapshot.scoring.matcher.match(text)
-            shares = self.heads.combination.of_grades(match)
-            for concept, spans, share in zip(match.concepts, match.spans, shares, strict=True):
-                for span in spans if concept == place else ():
-                    spelled[span] = spelled.get(span, 0.0) + float(share) / len(spans)
-        words, whole = _by_word(text, window, attribution.positions.cpu().tolist(), spelled)
-        return Explanation(verdict.concept, text, words, whole, attribution.bias, verdict.threshold)
+            if prompt.forms is not None:
+                # Among all names of the bank: a part of a name tells it only where no other name has that part.
+                match = snapshot.scoring.matcher.match(prompt.forms)
+                shares = self.heads.combination.of_grades(match)
+                for concept, words, share in zip(match.concepts, match.words, shares, strict=True):
+                    naming |= dict.fromkeys(words, float(share) / len(words)) if concept == place else {}
+        return Contributions(best, tuple(attribution.positions.cpu().tolist()), naming, attribution.bias)
 
     def _with_heads(
         self,
@@ -332,7 +380,7 @@ def _usable_thresholds(snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
     return thresholds
 
 
-def _chunks(prompts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+def _chunks(prompts: Iterable[_Prompt], size: int) -> Iterator[tuple[int, list[_Prompt]]]:
     if isinstance(prompts, str):
         raise PromptError("expected a list of prompts, got one text; use check for one prompt")
     iterator, start = iter(prompts), 0
@@ -341,7 +389,7 @@ def _chunks(prompts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]
         start += len(chunk)
 
 
-def _scorable(prompt: object, place: int) -> str:
+def scorable(prompt: object, place: int) -> str:
     """The normalised text of a prompt; PromptError naming its place, and never quoting it, if it can't be scored."""
     if not isinstance(prompt, str):
         raise PromptError(f"prompt {place + 1}: expected text, got {type(prompt).__name__}")
@@ -353,15 +401,35 @@ def _scorable(prompt: object, place: int) -> str:
     return text
 
 
+def _check_windows(prompt: ReadPrompt, place: int) -> None:
+    if not prompt.windows:
+        raise PromptError(f"prompt {place + 1}: empty")
+
+
+def _forms(text: str, snapshot: BankSnapshot) -> TextForms | None:
+    return None if snapshot.scoring is None else snapshot.scoring.matcher.forms(text)
+
+
 def _probability(log_odds: float) -> float:
     return 1 / (1 + math.exp(-max(-500.0, min(500.0, log_odds))))
 
 
+def explanation(parts: Contributions, text: str, window: Window, concept: str, threshold: float) -> Explanation:
+    """The parts of a score against a concept as a reader of the normalised text sees them, by word.
+
+    ``window`` is the text's window that decided, with its offsets.
+    """
+    located = word_spans(text)
+    spelled = {located[number][1]: share for number, share in parts.words.items()}
+    words, whole = _by_word(text, window, parts.positions, spelled)
+    return Explanation(concept, text, words, whole, parts.bias, threshold)
+
+
 def _by_word(
-    text: str, window: Window, positions: Sequence[float], spelled: Mapping[tuple[int, int], float]
+    text: str, window: Window, positions: Sequence[float], spelled: Mapping[int, float]
 ) -> tuple[tuple[TokenContribution, ...], float]:
-    """The shares of positions and of spelled-out spans gathered by word of the text, and what is left at positions
-    that have no place in it."""
+    """The shares of positions, and of spelled-out words by where they start, gathered by word of the text, and what is
+    left at positions that have no place in it."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     shares: dict[tuple[int, int], float] = {}
     whole = 0.0
@@ -377,7 +445,7 @@ def _by_word(
             whole += share
         else:
             add(start, share)
-    for (start, _), share in spelled.items():
+    for start, share in spelled.items():
         add(start, share)
     words = sorted(shares.items())
     return tuple(TokenContribution(text[a:b], a, b, share) for (a, b), share in words), whole

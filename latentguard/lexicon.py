@@ -7,6 +7,9 @@ words tells "clean", which harmless prompts are full of, from "beheading".
 
 The cost of a match is that of the words in the prompt, not of the names in the bank: each name waits under its rarest
 word, and is looked at only where a prompt has that word.
+
+Forms of words are only ever compared for equality, never looked into. So whoever matches needs no words: texts and
+names can come with each form replaced by its keyed hash (:meth:`TextForms.mapped`, :meth:`NameForms.mapped`).
 """
 
 from __future__ import annotations
@@ -17,9 +20,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import pairwise
 from operator import add
-from typing import NamedTuple, TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,10 @@ _STEM_EATS = 5  # letters at the end of a word, at most, that its inflection ste
 
 Span = tuple[int, int]
 """Where a word stands in a text: its characters [start, end)."""
+
+Form = Literal["singular", "stem", "family"]
+Replace = Callable[[Form, str], str]
+"""What stands for a form of that kind. Equal forms of a kind have to have equal stand-ins, others different ones."""
 
 
 class WordRarity:
@@ -108,12 +114,17 @@ class LexicalMatch:
     concepts: NDArray[np.int64]
     grades: NDArray[np.int8]
     rarity: NDArray[np.float32]
-    _find_spans: Callable[[], tuple[tuple[Span, ...], ...]] = field(repr=False)
+    _find_words: Callable[[], tuple[tuple[int, ...], ...]] = field(repr=False)
 
     @cached_property
-    def spans(self) -> tuple[tuple[Span, ...], ...]:
-        """For each concept the words of the text that name it, in order; found when first asked for."""
-        return self._find_spans()
+    def words(self) -> tuple[tuple[int, ...], ...]:
+        """For each concept the numbers of the text's words that name it, rising; found when first asked for."""
+        return self._find_words()
+
+    def spans(self, text: str) -> tuple[tuple[Span, ...], ...]:
+        """For each concept the words that name it, in order, by their places in ``text``, which was matched."""
+        located = word_spans(text)
+        return tuple(tuple(located[number][1:] for number in of_name) for of_name in self.words)
 
 
 class LexicalMatcher:
@@ -121,28 +132,37 @@ class LexicalMatcher:
 
     ::
 
-        matcher = LexicalMatcher(["beheading", "Donald Trump"], rarity)
-        match = matcher.match(normalize("Trump watches a beheading"))
-        match.concepts, match.grades, match.spans    # [0, 1], [EXACT, PART], (((16, 25),), ((0, 5),))
+        matcher = LexicalMatcher.of(["beheading", "Donald Trump"], rarity)
+        text = normalize("Trump watches a beheading")
+        match = matcher.match(matcher.forms(text))
+        match.concepts, match.grades, match.spans(text)    # [0, 1], [EXACT, PART], (((16, 25),), ((0, 5),))
 
     Of two names of which one holds the other's words, the longer alone is a hit where a text has it in full.
     """
 
-    def __init__(self, names: Sequence[str], rarity: WordRarity) -> None:
-        self._rarity = rarity
-        self._index = _EMPTY.extended([_Name.of(name, rarity) for name in names])
+    def __init__(self, names: Sequence[NameForms] = ()) -> None:
+        self._index = _EMPTY.extended(names)
 
-    def extended(self, names: Sequence[str]) -> LexicalMatcher:
+    @classmethod
+    def of(cls, names: Iterable[str], rarity: WordRarity) -> LexicalMatcher:
+        """The matcher of names given as text."""
+        return cls([NameForms.of(name, rarity) for name in names])
+
+    def extended(self, names: Sequence[NameForms]) -> LexicalMatcher:
         """The matcher of this bank with more names at its end."""
-        return self._of(self._index.extended([_Name.of(name, self._rarity) for name in names]))
+        return self._of(self._index.extended(names))
 
     def rows(self, index: Iterable[int]) -> LexicalMatcher:
         """The matcher of the names at these places of the bank, in this order."""
-        return self._of(_EMPTY.extended([self._index.names[place] for place in index]))
+        return LexicalMatcher([self._index.names[place] for place in index])
 
-    def match(self, text: str) -> LexicalMatch:
-        """The concepts that a normalised text spells out."""
-        found = self._index.find(text)
+    def forms(self, text: str) -> TextForms:
+        """What :meth:`match` needs of a normalised text, without the pairs that can be no name of this bank."""
+        return TextForms.of(text, self._index.openings)
+
+    def match(self, forms: TextForms) -> LexicalMatch:
+        """The concepts that a text with these forms spells out."""
+        found = self._index.find(forms)
         if not found:
             return _NO_MATCH
         concepts = sorted(found)
@@ -151,11 +171,11 @@ class LexicalMatcher:
             places,
             np.array([found[concept] for concept in concepts], dtype=np.int8),
             self._index.rarities[places],
-            partial(self._index.spans, text, concepts),
+            partial(self._index.naming_words, forms, concepts),
         )
 
     def _of(self, index: _Index) -> LexicalMatcher:
-        matcher = LexicalMatcher((), self._rarity)
+        matcher = LexicalMatcher()
         matcher._index = index
         return matcher
 
@@ -165,7 +185,7 @@ for _array in (_NO_MATCH.concepts, _NO_MATCH.grades, _NO_MATCH.rarity):
     _array.flags.writeable = False
 
 
-class _Forms(NamedTuple):
+class WordForms(NamedTuple):
     """A word of a text or a name, brought to the forms by which words are compared."""
 
     singular: str
@@ -173,20 +193,29 @@ class _Forms(NamedTuple):
     family: str
     derived: bool  # whether it may tell a single-word name of its family
 
+    def mapped(self, replace: Replace) -> WordForms:
+        """The word with another text in place of each form."""
+        return WordForms(
+            replace("singular", self.singular),
+            replace("stem", self.stem),
+            replace("family", self.family),
+            self.derived,
+        )
+
 
 def _stem(word: str) -> str:
     return inflection_stem(word) if len(word) <= _LONGEST else word
 
 
-class _FormsOfWords(dict[str, _Forms]):
+class _FormsOfWords(dict[str, WordForms]):
     """The forms of words, made when first asked for. A table, since calling a cached function costs twice as much."""
 
-    def __missing__(self, word: str) -> _Forms:
+    def __missing__(self, word: str) -> WordForms:
         if len(word) > _LONGEST:
-            return _Forms(word, word, word, False)
+            return WordForms(word, word, word, False)
         if len(self) >= _REMEMBERED:
             self.clear()
-        forms = _Forms(singular(word), inflection_stem(word), derivation_stem(word), is_derived(word))
+        forms = WordForms(singular(word), inflection_stem(word), derivation_stem(word), is_derived(word))
         self[word] = forms
         return forms
 
@@ -195,49 +224,105 @@ _FORMS = _FormsOfWords()
 
 
 @dataclass(frozen=True, slots=True)
-class _Name:
-    """A concept's name, ready to be looked for."""
+class TextForms:
+    """All that a matcher needs of a text.
 
-    stems: tuple[str, ...]  # of all its words, in order
-    exact: frozenset[str]  # its content words, without a plural s
-    families: frozenset[str]  # of its content words
-    anchor: str  # the family of its rarest content word, under which it is found
-    joined: str  # the stem of its words written as one; empty where that is too short to be told from others
+    Attributes:
+        words: the forms of its words, in order.
+        pairs: of two neighbours the number of the first, and the stem of both written as one; rising.
+    """
+
+    words: Sequence[WordForms]
+    pairs: Sequence[tuple[int, str]]
+
+    @classmethod
+    def of(cls, text: str, openings: frozenset[str] | None = None) -> TextForms:
+        """The forms of a normalised text; with ``openings``, without the pairs that begin like none of a bank's names,
+        which are nearly all, since it takes long to stem them."""
+        row = words(text)
+        pairs = enumerate(map(add, row, row[1:]))
+        if openings is not None:
+            stems = [(i, _stem(both)) for i, both in pairs if both[:-_STEM_EATS] in openings]
+        else:
+            stems = [(i, _stem(both)) for i, both in pairs]
+        return cls([_FORMS[word] for word in row], stems)
+
+    def mapped(self, replace: Replace) -> TextForms:
+        """The text with another one in place of each form."""
+        return TextForms(
+            [word.mapped(replace) for word in self.words], [(i, replace("stem", stem)) for i, stem in self.pairs]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NameForms:
+    """A concept's name, ready to be looked for.
+
+    Attributes:
+        stems: of all its words, in order.
+        exact: its content words, without a plural s.
+        families: of its content words.
+        anchor: the family of its rarest content word, under which it is found.
+        joined: the stem of its words written as one; empty where that is too short to be told from others.
+        rarity: how rare its rarest content word is in harmless prompts, from 0 to 1.
+    """
+
+    stems: tuple[str, ...]
+    exact: frozenset[str]
+    families: frozenset[str]
+    anchor: str
+    joined: str
     rarity: float
 
     @classmethod
-    def of(cls, name: str, rarity: WordRarity) -> _Name:
+    def of(cls, name: str, rarity: WordRarity) -> NameForms:
+        """The forms of a name given as text."""
         text = normalize(name)
         content = [_FORMS[word] for word in content_words(text)]
         rarest = max(content, key=lambda forms: (rarity.rarity(forms.stem), len(forms.stem), forms.stem), default=None)
         every = words(text)
-        joined = "".join(every)
+        whole = "".join(every)
         return cls(
             stems=tuple(_FORMS[word].stem for word in every),
             exact=frozenset(forms.singular for forms in content),
             families=frozenset(forms.family for forms in content),
             anchor=rarest.family if rarest else "",
-            joined=_stem(joined) if len(joined) >= LONG_WORD else "",
+            joined=_stem(whole) if len(whole) >= LONG_WORD else "",
             rarity=rarity.rarity(rarest.stem) if rarest else 1.0,
         )
 
-    def has(self, word: str) -> bool:
+    def mapped(self, replace: Replace) -> NameForms:
+        """The name with another text in place of each form."""
+        return NameForms(
+            stems=tuple(replace("stem", stem) for stem in self.stems),
+            exact=frozenset(replace("singular", word) for word in self.exact),
+            families=frozenset(replace("family", family) for family in self.families),
+            anchor=replace("family", self.anchor) if self.anchor else "",
+            joined=replace("stem", self.joined) if self.joined else "",
+            rarity=self.rarity,
+        )
+
+    def has(self, word: WordForms) -> bool:
         """Whether a word of one of the name's families may name it: any may, but a single word has fewer relatives."""
-        return len(self.families) > 1 or _FORMS[word].derived or _FORMS[word].stem == self.stems[0]
+        return len(self.families) > 1 or word.derived or word.stem == self.stems[0]
+
+
+NAMELESS = NameForms((), frozenset(), frozenset(), "", "", 1.0)
+"""The name of a concept that no text can spell out."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Index:
     """Names by the words that tell them. The tables are never written to once made."""
 
-    names: tuple[_Name, ...]
+    names: tuple[NameForms, ...]
     rarities: NDArray[np.float32]
     sharing: Mapping[str, tuple[int, ...]]  # by word family, the names that have it
     anchored: Mapping[str, tuple[int, ...]]  # by word family, the names to look at where a text has it
     joined: Mapping[str, tuple[int, ...]]  # by the stem of all words written as one
     openings: frozenset[str]  # all that words with a stem of `joined` can be without their last _STEM_EATS letters
 
-    def extended(self, new: Sequence[_Name]) -> _Index:
+    def extended(self, new: Sequence[NameForms]) -> _Index:
         sharing, anchored, joined = dict(self.sharing), dict(self.anchored), dict(self.joined)
         openings: set[str] = set()
         for place, name in enumerate(new, start=len(self.names)):
@@ -253,15 +338,14 @@ class _Index:
         rarities = np.append(self.rarities, np.array([name.rarity for name in new], dtype=np.float32))
         return _Index((*self.names, *new), rarities, sharing, anchored, joined, self.openings | openings)
 
-    def find(self, text: str) -> dict[int, Naming]:
+    def find(self, text: TextForms) -> dict[int, Naming]:
         """As :meth:`NameMatcher.find`, in no particular order."""
-        row = words(text)
-        forms = [_FORMS[word] for word in dict.fromkeys(row)]
-        families = {family for _, _, family, _ in forms}
         names, sharing, anchored = self.names, self.sharing, self.anchored
+        known = dict.fromkeys([word for word in text.words if word[2] in sharing])
+        families = {family for _, _, family, _ in known}
         partly: list[int] = []
         fully: list[int] = []
-        for _, stem, family, derived in [of_word for of_word in forms if of_word[2] in sharing]:
+        for _, stem, family, derived in known:
             holders = sharing[family]
             if len(holders) == 1 and len(names[holders[0]].families) > 1:
                 partly += holders
@@ -270,7 +354,7 @@ class _Index:
                 if len(name.families) > 1:
                     named = name.families <= families
                 elif len(name.stems) > 1:
-                    named = any(_runs(name, row))
+                    named = any(_runs(name, text.words))
                 else:
                     named = stem == name.stems[0]
                     if derived and not named:
@@ -278,22 +362,22 @@ class _Index:
                 if named:
                     fully.append(place)
         found = dict.fromkeys(partly, Naming.PART)
-        if joined := self._joined_in(row, forms):
+        if joined := self._joined_in(text):
             found |= dict.fromkeys(joined, Naming.FULL)
         if fully:
-            whole = {exact for exact, _, _, _ in forms}
+            whole = {exact for exact, _, _, _ in text.words}
             for place in fully:
                 found[place] = Naming.EXACT if names[place].exact <= whole else Naming.FULL
         if len(found) > 1:
             self._drop_nested(found)
         return found
 
-    def _joined_in(self, row: Sequence[str], forms: Sequence[_Forms]) -> list[int]:
+    def _joined_in(self, text: TextForms) -> list[int]:
         """The names written as one word where the text has it in one or two: redlining, 'red line'."""
-        joined, openings = self.joined, self.openings
-        stems = [of_word[1] for of_word in forms if of_word[1] in joined]
-        stems += [_stem(both) for both in map(add, row, row[1:]) if both[:-_STEM_EATS] in openings]
-        return [place for stem in stems for place in joined.get(stem, ())]
+        joined = self.joined
+        stems = [word[1] for word in text.words if word[1] in joined]
+        stems += [stem for _, stem in text.pairs if stem in joined]
+        return [place for stem in stems for place in joined[stem]]
 
     def _drop_nested(self, found: dict[int, Naming]) -> None:
         """Takes out the names that are contained in another that the text has in full."""
@@ -311,34 +395,33 @@ class _Index:
                     if names[place].families < name.families:
                         found.pop(place, None)
 
-    def spans(self, text: str, places: Sequence[int]) -> tuple[tuple[Span, ...], ...]:
-        """For each of the names found in the text, where the words that name it stand."""
-        located = word_spans(text)
-        row = [word for word, _, _ in located]
+    def naming_words(self, text: TextForms, places: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For each of the names found in the text, the numbers of the words that name it."""
         of_family: dict[str, list[int]] = defaultdict(list)
         of_joined: dict[str, list[int]] = defaultdict(list)
-        for i, word in enumerate(row):
-            of_family[_FORMS[word].family].append(i)
-            of_joined[_FORMS[word].stem].append(i)
-        for i, (first, second) in enumerate(pairwise(row)):
-            of_joined[_stem(first + second)] += (i, i + 1)
-        spans = []
+        for i, word in enumerate(text.words):
+            of_family[word.family].append(i)
+            of_joined[word.stem].append(i)
+        for i, stem in text.pairs:
+            of_joined[stem] += (i, i + 1)
+        numbers = []
         for name in (self.names[place] for place in places):
-            standing = set(of_joined.get(name.joined, ()))
+            naming = set(of_joined.get(name.joined, ()))
             if len(name.families) == 1 < len(name.stems):
-                standing.update(i for run in _runs(name, row) for i in run)
+                naming.update(i for run in _runs(name, text.words) for i in run)
             else:
-                standing.update(i for family in name.families for i in of_family.get(family, ()) if name.has(row[i]))
-            spans.append(tuple(located[i][1:] for i in sorted(standing)))
-        return tuple(spans)
+                related = (i for family in name.families for i in of_family.get(family, ()))
+                naming.update(i for i in related if name.has(text.words[i]))
+            numbers.append(tuple(sorted(naming)))
+        return tuple(numbers)
 
 
 _EMPTY = _Index((), np.empty(0, dtype=np.float32), {}, {}, {}, frozenset())
 
 
-def _runs(name: _Name, row: Sequence[str]) -> Iterator[list[int]]:
+def _runs(name: NameForms, words: Sequence[WordForms]) -> Iterator[list[int]]:
     """The places of the name's words wherever they follow each other with at most two others between."""
-    stems = [_FORMS[word].stem for word in row]
+    stems = [word.stem for word in words]
     for start, first in enumerate(stems):
         if first == name.stems[0]:
             following = iter(range(start + 1, min(start + len(name.stems) + 2, len(stems))))

@@ -40,7 +40,7 @@ def stated_score(guard: LatentGuard, prompt: str, place: int) -> float:
     harm = float(log_odds[known.index(category)] if category in known else any_category(log_odds))
     assert bank.scoring is not None
     named = 0.0
-    match = bank.scoring.matcher.match(text)
+    match = bank.scoring.matcher.match(bank.scoring.matcher.forms(text))
     weights = heads.combination
     for concept, grade, rarity in zip(match.concepts, match.grades, match.rarity, strict=True):
         if concept == place:

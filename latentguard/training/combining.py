@@ -120,7 +120,8 @@ def _view(
     harm = _harm(heads, cache, texts)[:, bank.scoring.categories.cpu()]
     named = torch.zeros(2, *standard.shape)
     for row, text in enumerate(texts):
-        match = bank.scoring.matcher.match(normalize(text))
+        matcher = bank.scoring.matcher
+        match = matcher.match(matcher.forms(normalize(text)))
         for concept, grade, rare in zip(match.concepts, match.grades, match.rarity, strict=True):
             named[int(grade > Naming.PART), row, int(concept)] = float(rare)
     unsafe = held_out.unsafe[rows]

@@ -55,7 +55,7 @@ class TrainingRun:
         bank: the default concepts of the trained guard; the project's own if left out.
         calibrate: a file of harmless prompts that the threshold is set on; those held out of training if left out.
         false_positive_rate: the share of them that may be blocked.
-        encoder: the encoder's name.
+        encoder: the encoder's name, or an encoder that is loaded, with the layers to use.
         layers: the encoder's layers whose states are used, side by side; the last alone if left out.
         grammar: pairs, and as many harmless prompts, that the built-in grammar adds to the data.
         replacements: other texts for concepts, as ``synthesize`` writes them: synonyms and adversarial replacements.
@@ -72,7 +72,7 @@ class TrainingRun:
     exclude_concepts: Sequence[Path] = ()
     bank: Path | None = None
     false_positive_rate: float = 0.01
-    encoder: str = DEFAULT_MODEL
+    encoder: str | TextEncoder = DEFAULT_MODEL
     device: str = "auto"
     layers: Sequence[int] | None = None
     grammar: int = 0
@@ -101,7 +101,7 @@ class TrainingRun:
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
         replacements = self._replacements(excluded_concepts)
         harmless = self._calibration_prompts([text for group in negatives for text in group])
-        encoder = load_encoder(self.encoder, device=self.device, layers=self.layers)
+        encoder = self._loaded_encoder()
         trainer = Trainer(
             encoder,
             TokenStateCache(self._cache_folder(encoder), encoder),
@@ -150,6 +150,11 @@ class TrainingRun:
         )
         folder = save_weights(self.output, result.mapping, config, bank, _card(config), heads)
         return folder, report, result
+
+    def _loaded_encoder(self) -> TextEncoder:
+        if not isinstance(self.encoder, str):
+            return self.encoder
+        return load_encoder(self.encoder, device=self.device, layers=self.layers)
 
     def _written(
         self, excluded_prompts: Collection[str], excluded_concepts: Collection[str]
