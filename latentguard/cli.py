@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from latentguard.errors import LatentGuardError
+from latentguard.integrations.passkey.commands import add_blind, add_blind_evaluate, add_passkey_file
 from latentguard.synthesis.command import add_attack, add_synthesize
+from privacy.errors import PrivacyError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "latentguard") -> int
     try:
         command(arguments)
         sys.stdout.flush()
-    except LatentGuardError as error:
+    except (LatentGuardError, PrivacyError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -85,11 +87,20 @@ def _train(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name)
         for name in ("data", "output", "calibrate", "negatives", "concept_names", "exclude_prompts", "exclude_concepts")
     }
+    encoder = arguments.encoder
+    if arguments.converted is not None:
+        from latentguard.encoders import load_encoder
+        from latentguard.integrations.passkey.keyholder import PasskeyEncoder
+        from privacy.passkey.keys import PassKey
+
+        passkey = PassKey.obtain(arguments.passkey_file)
+        plain = load_encoder(encoder, device=arguments.device, layers=arguments.layers)
+        encoder = PasskeyEncoder(plain, arguments.converted, passkey)
     run = TrainingRun(
         **paths,
         bank=arguments.bank,
         false_positive_rate=arguments.false_positive_rate,
-        encoder=arguments.encoder,
+        encoder=encoder,
         device=arguments.device,
         layers=arguments.layers,
         grammar=arguments.grammar,
@@ -239,6 +250,12 @@ def _join(arguments: argparse.Namespace) -> None:
     print(f"wrote {folder}")
 
 
+def _encoder(arguments: argparse.Namespace) -> None:
+    from latentguard.encoders.export import export_embedded
+
+    print(f"wrote {export_embedded(arguments.output)}")
+
+
 def _import_official(arguments: argparse.Namespace) -> None:
     from latentguard.records import read_concepts
     from latentguard.shipped import shipped_path
@@ -265,6 +282,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_calibrate(commands.add_parser("calibrate", help="set the threshold on harmless prompts of your own"))
     add_join(commands.add_parser("join", help="the mapping layer of one weights folder and the prompt head of another"))
     add_import_official(commands.add_parser("import-official", help="read the published Latent Guard checkpoint"))
+    add_blind(commands.add_parser("blind", help="write a guard that reads encrypted prompts, for a server without key"))
+    add_blind_evaluate(commands.add_parser("blind-evaluate", help="measure such a guard beside the plain one"))
+    add_encoder(commands.add_parser("encoder", help="write the embedded encoder to a folder for transformers"))
     add_synthesize(commands.add_parser("synthesize", help="write a data set from a list of concepts"))
     add_attack(commands.add_parser("attack", help="rewrite labelled prompts as an attacker would"))
     return parser
@@ -359,6 +379,13 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="minilm-l6, hf:HUB_ID_OR_FOLDER or open_clip:ARCH:PRETRAINED (default: minilm-l6)",
     )
+    parser.add_argument(
+        "--converted",
+        type=Path,
+        metavar="FOLDER",
+        help="train over this conversion of the encoder (`python -m privacy passkey convert`), with its passkey",
+    )
+    add_passkey_file(parser)
     parser.add_argument(
         "--layers",
         nargs="+",
@@ -487,6 +514,12 @@ def add_import_official(parser: argparse.ArgumentParser) -> None:
         help="where to find CLIP ViT-L/14 (default: %(default)s)",
     )
     parser.set_defaults(run=_import_official)
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """The options of ``encoder``."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.set_defaults(run=_encoder)
 
 
 def _finite(text: str) -> float:

@@ -21,6 +21,10 @@ class PromptError(LatentGuardError):
     """A prompt can't be scored: empty, not text, or longer than the limit."""
 
 
+class MessageError(PromptError):
+    """A message is no encrypted prompt or concept for this model: damaged, forged, too long, or for another one."""
+
+
 class DataError(LatentGuardError):
     """A data file can't be read or written as asked; the message names the file, and the row and field if known."""
 

@@ -48,7 +48,7 @@ def load_encoder(
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
         raise EncoderError(f"{device}: not a device that PyTorch can use here") from error
-    chosen = _precision(name, precision)
+    chosen = checked_precision(name, precision)
     kind, _, place = name.partition(":")
     if kind == "hf" and place:
         from latentguard.encoders.huggingface import HuggingFaceEncoder
@@ -69,7 +69,8 @@ def load_encoder(
     raise EncoderError(f'{name!r}: not an encoder; give "{DEFAULT_ENCODER}", "hf:ID" or "open_clip:ARCH:PRETRAINED"')
 
 
-def _precision(encoder: str, name: str | None) -> Precision | None:
+def checked_precision(encoder: str, name: str | None) -> Precision | None:
+    """`name` as a precision; EncoderError, naming the encoder, if there is none of that name."""
     for known in get_args(Precision):
         if name == known:
             return cast(Precision, known)

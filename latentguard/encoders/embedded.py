@@ -69,9 +69,10 @@ class EmbeddedEncoder:
     depend on the batch it is in.
     """
 
-    name = NAME
+    name: str = NAME
     pooling: Pooling = "mean"
     window = _WINDOW
+    pad_id = _PAD_ID
 
     def __init__(
         self,
@@ -82,19 +83,60 @@ class EmbeddedEncoder:
         backend: Backend | None = None,
         layers: Sequence[int] | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self.backend: Backend = backend or ("onnx" if self.device.type == "cpu" else "torch")
-        self.precision: Precision = precision or ("int8" if self.backend == "onnx" else "fp32")
         folder = model_folder("config.json", "tokenizer.json")
+        self._set_up(folder, torch.device(device), precision, backend, layers)
+        self._tokenizer: WindowTokenizer | None = WindowTokenizer(
+            Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW
+        )
+        self._forward = self._load(None, threads)
+
+    @classmethod
+    def for_windows(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        device: torch.device,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> EmbeddedEncoder:
+        """An encoder for windows that somebody else makes, with the same arithmetic but the weights in `folder`.
+
+        They are another model of this architecture. It has no tokenizer, and `windows` raises EncoderError.
+        """
+        encoder = cls.__new__(cls)
+        encoder.name = name
+        encoder._set_up(folder, device, precision, None, layers)
+        encoder._tokenizer = None
+        encoder._forward = encoder._load(folder, threads)
+        return encoder
+
+    def _set_up(
+        self,
+        folder: Path,
+        device: torch.device,
+        precision: Precision | None,
+        backend: Backend | None,
+        layers: Sequence[int] | None,
+    ) -> None:
+        self.device = device
+        self.backend: Backend = backend or ("onnx" if device.type == "cpu" else "torch")
+        self.precision: Precision = precision or ("int8" if self.backend == "onnx" else "fp32")
         config = _config(folder)
         self.depth: int = config["num_hidden_layers"]
-        self.layers = chosen_layers(NAME, layers, self.depth)
+        self.layers = chosen_layers(self.name, layers, self.depth)
         self.width: int = config["hidden_size"] * len(self.layers)
-        self._tokenizer = WindowTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW)
-        self._forward = self._load(threads)
+
+    @property
+    def tokenizer(self) -> WindowTokenizer:
+        """What cuts texts into windows; EncoderError for an encoder :meth:`for_windows`."""
+        if self._tokenizer is None:
+            raise EncoderError(f"{self.name}: has no tokenizer, it takes windows of token ids alone")
+        return self._tokenizer
 
     def windows(self, text: str) -> list[Window]:
-        return self._tokenizer.windows(text)
+        return self.tokenizer.windows(text)
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
         return self._forward(*pad_windows(windows, _PAD_ID))
@@ -102,12 +144,18 @@ class EmbeddedEncoder:
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
 
-    def _load(self, threads: int | None) -> Forward:
+    def _load(self, folder: Path | None, threads: int | None) -> Forward:
+        """Runs the model of a folder, None for the published one."""
         if self.backend == "torch":
-            return _torch_forward(self.device, self.precision, threads, self.layers)
+            place = folder or model_folder("config.json", "model.safetensors")
+            return _torch_forward(place, self.device, self.precision, threads, self.layers)
         if self.device.type == "cpu" and (self.precision == "int8" or self.precision == "fp32"):
-            return _onnx_forward(self.precision, threads or available_cores(), self.layers)
-        raise EncoderError(f"{NAME}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
+            if folder is None:
+                graph = _graph(self.precision, self.layers)
+            else:
+                graph = _build_graph(folder, self.precision, self.layers)
+            return _onnx_forward(graph, threads or available_cores())
+        raise EncoderError(f"{self.name}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
 
 
 def model_folder(*needed: str) -> Path:
@@ -127,7 +175,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _onnx_forward(precision: Literal["int8", "fp32"], threads: int, layers: Sequence[int]) -> Forward:
+def _onnx_forward(graph: bytes, threads: int) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -135,7 +183,7 @@ def _onnx_forward(precision: Literal["int8", "fp32"], threads: int, layers: Sequ
     options.inter_op_num_threads = 1
     # Threads that wait for the next prompt must not take the cores from PyTorch, which scores this one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(_graph(precision, layers), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def forward(ids: Tensor, mask: Tensor) -> TokenStates:
         inputs = {"ids": ids.numpy().astype(np.int32), "mask": mask.numpy().astype(np.int32)}
@@ -154,17 +202,16 @@ def _graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
     folder = model_cache.cache_folder() / NAME
     graph = model_cache.read_content_named(folder, stem, suffix)
     if graph is None:
-        graph = _build_graph(precision, layers)
+        graph = _build_graph(model_folder("config.json", "model.safetensors"), precision, layers)
         model_cache.store_content_named(folder, stem, suffix, graph)
     return graph
 
 
-def _build_graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
+def _build_graph(folder: Path, precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
     from safetensors.numpy import load_file
 
     from latentguard.encoders.onnx_bert import BertShape, bert_graph
 
-    folder = model_folder("config.json", "model.safetensors")
     config = _config(folder)
     shape = BertShape(
         heads=config["num_attention_heads"],
@@ -174,14 +221,15 @@ def _build_graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> b
     return bert_graph(load_file(folder / "model.safetensors"), shape, layers, precision)
 
 
-def _torch_forward(device: torch.device, precision: Precision, threads: int | None, layers: Sequence[int]) -> Forward:
+def _torch_forward(
+    folder: Path, device: torch.device, precision: Precision, threads: int | None, layers: Sequence[int]
+) -> Forward:
     from transformers import BertModel
 
     from latentguard.encoders.huggingface import layer_states, quiet_transformers
     from latentguard.encoders.torch_runtime import TorchRuntime
 
     runtime = TorchRuntime(NAME, device, precision, threads)
-    folder = model_folder("config.json", "model.safetensors")
     with quiet_transformers():
         model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False)
     model = runtime.frozen(model)

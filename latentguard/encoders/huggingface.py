@@ -136,6 +136,33 @@ class HuggingFaceEncoder:
         encoder._set_up(tower, tokenizer, runtime, layers, "eos", pad_to_window, None)
         return encoder
 
+    @classmethod
+    def for_windows(
+        cls,
+        place: str,
+        *,
+        name: str,
+        device: torch.device,
+        window: int,
+        pad_id: int,
+        pooling: Pooling,
+        pad_to_window: bool = False,
+        layers: Sequence[int] | None = None,
+        threads: int | None = None,
+    ) -> HuggingFaceEncoder:
+        """An encoder for windows that somebody else makes; it has no tokenizer, and its `windows` raises EncoderError.
+
+        What a tokenizer and its repository's settings would tell is given instead. Errors as for the class.
+        """
+        encoder = cls.__new__(cls)
+        encoder.name, encoder.device = name, device
+        config = encoder._read(transformers.AutoConfig, place)
+        encoder._causal = config.model_type in _CLIP
+        runtime = TorchRuntime(name, device, None, threads)
+        encoder._set_model(runtime.frozen(encoder._load_model(place, config)), runtime, layers, pooling, pad_to_window)
+        encoder.window, encoder.pad_id, encoder._tokenizer = window, pad_id, None
+        return encoder
+
     def _set_up(
         self,
         model: Any,
@@ -146,14 +173,26 @@ class HuggingFaceEncoder:
         pad_to_window: bool,
         longest: int | None,
     ) -> None:
+        self._set_model(model, runtime, layers, pooling, pad_to_window)
+        self._set_tokenizer(tokenizer, longest)
+
+    def _set_model(
+        self, model: Any, runtime: TorchRuntime, layers: Sequence[int] | None, pooling: Pooling, pad_to_window: bool
+    ) -> None:
         self.model, self._runtime, self.pooling, self.pad_to_window = model, runtime, pooling, pad_to_window
         self.depth: int = model.config.num_hidden_layers
         self.layers = chosen_layers(self.name, layers, self.depth)
         self.width: int = model.config.hidden_size * len(self.layers)
-        self._set_tokenizer(tokenizer, longest)
+
+    @property
+    def tokenizer(self) -> WindowTokenizer:
+        """What cuts texts into windows; EncoderError for an encoder :meth:`for_windows`."""
+        if self._tokenizer is None:
+            raise EncoderError(f"{self.name}: has no tokenizer, it takes windows of token ids alone")
+        return self._tokenizer
 
     def windows(self, text: str) -> list[Window]:
-        return self._tokenizer.windows(text)
+        return self.tokenizer.windows(text)
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
         ids, mask = pad_windows(windows, self.pad_id, length=self.window if self.pad_to_window else None)
@@ -207,8 +246,9 @@ class HuggingFaceEncoder:
         limits = [longest, tokenizer.model_max_length, _positions(self.model.config)]
         self.window: int = min([limit for limit in limits if limit and limit < _NO_LIMIT], default=_LONGEST)
         # A copy: WindowTokenizer changes it, and a pipeline may be using it.
-        self._tokenizer = WindowTokenizer(Tokenizer.from_str(backend.to_str()), window=self.window)
-        if self._causal and not self._tokenizer.ends_with(tokenizer.eos_token_id):
+        tokenizer_of_windows = WindowTokenizer(Tokenizer.from_str(backend.to_str()), window=self.window)
+        self._tokenizer: WindowTokenizer | None = tokenizer_of_windows
+        if self._causal and not tokenizer_of_windows.ends_with(tokenizer.eos_token_id):
             raise EncoderError(f"{self.name}: its tokenizer doesn't end a text with the end-of-text token")
 
     def _sentence_pooling(self, settings: dict[str, Any]) -> Pooling:

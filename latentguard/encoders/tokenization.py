@@ -14,6 +14,8 @@ from latentguard.errors import EncoderError
 class WindowTokenizer:
     """Turns a text into windows of token ids with character offsets.
 
+    prefix, suffix: the special tokens' ids that begin and end each window.
+
     It owns the tokenizer it is given and changes three things in it:
 
     * truncation and padding are switched off;
@@ -32,21 +34,24 @@ class WindowTokenizer:
             words: list[PreTokenizer] = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
             tokenizer.pre_tokenizer = PreTokenizerSequence([*words, pieces])
         self._tokenizer = tokenizer
-        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self.prefix, self.suffix = _special_tokens(tokenizer)
         self.window = window
-        if window <= len(self._prefix) + len(self._suffix):
+        if window <= len(self.prefix) + len(self.suffix):
             raise EncoderError(f"the encoder's window of {window} tokens has no room for text")
 
     def ends_with(self, token: int | None) -> bool:
         """Whether every window ends with this token."""
-        return self._suffix[-1:] == [token]
+        return self.suffix[-1:] == [token]
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The token ids of a text, without special tokens, and for each its span of characters in the text."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def windows(self, text: str) -> list[Window]:
         """The windows of a text of any length; a text without tokens gives one window of special tokens."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return split_windows(
-            encoding.ids, encoding.offsets, window=self.window, prefix=self._prefix, suffix=self._suffix
-        )
+        ids, offsets = self.tokens(text)
+        return split_windows(ids, offsets, window=self.window, prefix=self.prefix, suffix=self.suffix)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
