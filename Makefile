@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 LATENTGUARD_DATA ?= data
 D := $(LATENTGUARD_DATA)
 
-.PHONY: demo test check bench bench-encrypted train evaluate evaluate-encrypted clean
+.PHONY: demo test check bench bench-encrypted train evaluate evaluate-encrypted passkey clean
 
 demo: $(VENV)/installed
 	$(RUN) inference.py --file_path datasets/sample_prompts.txt
@@ -50,6 +50,19 @@ evaluate-encrypted: $(VENV)/installed-dev
 	$(RUN) -m privacy.encrypted_inference evaluate --model mnist --data $(D)/mnist --skip 8000 --encrypted 500
 	$(RUN) -m privacy.encrypted_inference evaluate --model mnist --data $(D)/mnist --skip 8000 --encrypted 2000 \
 	  --layout batched
+
+# Fine-tunes MiniLM on plain and on encrypted text, some 20 minutes on two cores; interrupted, it goes on.
+passkey: $(VENV)/installed-dev
+	mkdir -p build/passkey
+	test -d build/passkey/minilm || $(RUN) -m latentguard encoder --output build/passkey/minilm
+	test -f build/passkey/key || \
+	  (umask 077; $(RUN) -c "import secrets; print(secrets.token_urlsafe(24))" > build/passkey/key)
+	$(RUN) -m privacy passkey finetune --task classification --model build/passkey/minilm \
+	  --train $(D)/sst2/train.tsv --eval $(D)/sst2/dev.tsv --limit 16000 --epochs 2 --learning-rate 2e-4 \
+	  --passkey-file build/passkey/key --output build/passkey/sst2 --compare --resume
+	$(RUN) -m privacy passkey finetune --task tagging --model build/passkey/minilm \
+	  --train $(D)/conll2003/train.txt --eval $(D)/conll2003/test.txt --limit 5000 --epochs 2 --batch-size 16 \
+	  --learning-rate 3e-4 --passkey-file build/passkey/key --output build/passkey/conll2003 --compare --resume
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
