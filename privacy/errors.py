@@ -154,3 +154,19 @@ class AttackError(PasskeyError):
 
 class UnknownTokenError(PasskeyError):
     """A token or id isn't in the vocabulary; the message tells its place, never a text."""
+
+
+class MemorizationError(PrivacyError):
+    """Base of what can go wrong in the audit of what a model remembers; the message names what doesn't fit."""
+
+
+class AuditedModelError(MemorizationError):
+    """A model can't be loaded, fine-tuned or asked as wanted; the message names it."""
+
+
+class EndpointError(MemorizationError):
+    """A language model's endpoint can't be asked, or doesn't answer; the message holds no key and nothing it sent."""
+
+
+class UnusableImageError(MemorizationError):
+    """An image is damaged, or of a kind that can't be changed and written again; the message says why."""
