@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(RUN) inference.py --file_path datasets/sample_prompts.txt
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
