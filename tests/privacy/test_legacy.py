@@ -43,7 +43,7 @@ def test_an_image_is_read_with_its_key_and_a_warning() -> None:
         assert open_published(Fernet(key).encrypt(b"image"), key.decode()) == b"image"
 
 
-@pytest.mark.parametrize("secret", ["3", Fernet.generate_key().decode(), "9" * 900])
+@pytest.mark.parametrize("secret", ["3", Fernet.generate_key().decode(), "9" * 900], ids=["short", "key", "long"])
 def test_another_secret_opens_nothing(secret: str) -> None:
     with pytest.raises(CannotOpenError):
         open_published(token(hashlib.sha256(b"2").digest()), secret)
