@@ -42,13 +42,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m privacy") -> int:
-    """Run one command and return the exit status: 0, 2 after a mistake in the input, 130 after an interruption."""
+    """Run one command and return the exit status: 0, 2 after a mistake in the input, 130 after an interruption.
+
+    A command that is a check may return another: 1 if what it checks isn't as it should be.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     arguments = _parser(prog).parse_args(argv)
-    command: Callable[[argparse.Namespace], None] = arguments.run
+    command: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
-        command(arguments)
+        status = command(arguments)
         sys.stdout.flush()
     except PrivacyError as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m privacy") 
         _drop_output()
         print(f"{prog}: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def _drop_output() -> None:
@@ -324,11 +327,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     _add_vault(commands.add_parser("vault", help="look after a vault", allow_abbrev=False))
     _add_data_commands(commands)
     _add_passkey(commands)
+    _add_memorization(commands)
     return parser
 
 
 def _add_passkey(commands: argparse._SubParsersAction[Any]) -> None:
     from privacy.passkey.commands import register
+
+    register(commands)
+
+
+def _add_memorization(commands: argparse._SubParsersAction[Any]) -> None:
+    from privacy.memorization.commands import register
 
     register(commands)
 
