@@ -8,6 +8,8 @@ from pathlib import Path
 
 # The models here are so small that threads cost more than they gain, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# pytest-xdist gives its processes a narrower terminal.
+os.environ["COLUMNS"] = "120"
 
 import pytest
 from hypothesis import settings
