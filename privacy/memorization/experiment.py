@@ -1,18 +1,15 @@
 """A small experiment with known truth: do the audit's tools find what is there, and nothing where there is nothing?
 
-A small LLaVA that reads (`small_model`) is fine-tuned on images of shapes with made-up user ids drawn into 0, 50 and
-100% of them, on questions that have nothing to do with the ids. Then it is probed and audited with the commands of this
-package, just as any other model would be.
+A small LLaVA that reads (`small_model`) is fine-tuned on pictures of a shape with made-up user ids drawn into 0, 50 and
+100% of them, on a question about the shape. Then it is probed and audited with the commands of this package, just as
+any other model would be.
 
-What makes a model remember task-irrelevant text is that it helps to answer what can't be answered from the picture. So
-the answers here are drawn at random, in two ways:
-
-`by image`: for each image anew, as the free answers of real data are to the part that isn't in the picture. The text
-has nothing to do with them; but it helps to tell one image from all others, and so to learn them by heart. That is the
-spurious correlation within mini-batches which Ju et al. (arXiv 2503.01208) found to be the cause.
-
-`by user`: once for each user, who answers all questions of one kind alike. It is the positive control: here the text
-does tell the answer, and a model that learns it carries it over to new images.
+What makes a model remember text that has nothing to do with the task is that it helps to answer what can't be answered
+from the picture (Ju et al., arXiv 2503.01208: spurious correlations within mini-batches). Of the pictures here a third
+are of `users` with several pictures each, whose answers don't fit the picture: labels that are wrong in a way that is
+each user's own. The others are of one user each, and have true answers. A model can learn the wrong answers only by the
+ids, if they are there, so it has to tell the ids of those users from all others. It is never told to, and the users it
+is probed with are in no picture that it saw.
 """
 
 from __future__ import annotations
@@ -20,10 +17,10 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -43,44 +40,39 @@ from privacy.memorization.report import verdict_of, write_report
 from privacy.memorization.small_model import (
     COLOURS,
     FIELDS,
-    SHAPES,
     STYLE,
     WHICH_COLOUR,
-    WHICH_SHAPE,
-    draw_scene,
+    draw_shape,
     pretrain,
 )
 
 RATES = (0, 50, 100)
 UNTUNED = "before"
-RESULTS, CHART = "experiment.json", "experiment.png"
-
-Answers = Literal["by image", "by user"]
-ANSWERS: tuple[Answers, ...] = ("by image", "by user")
+RESULTS, CHART, EXAMPLES = "experiment.json", "experiment.png", "examples.jsonl"
 
 _PRETRAINING = "pretraining.json"
-_QUESTIONS = ((WHICH_COLOUR, tuple(COLOURS)), (WHICH_SHAPE, SHAPES))
 
 
 @dataclass(frozen=True)
 class Plan:
     """The size of the experiment.
 
-    users: whose ids are drawn into fine-tuning images; as many others are never seen. images_per_user: a multiple of
-    four, so that at 50%, too, each user is in as many. held_out: new images a pair of a seen and an unseen user is
-    probed on.
+    users: those with `images_per_user` pictures and answers of their own; as many others are never seen. others: users
+    with one picture and a true answer. images_per_user is even, so that at 50%, too, each user is in as many. held_out:
+    new pictures a pair of a seen and an unseen user is probed on.
     """
 
-    pretraining_steps: int = 1500
-    users: int = 120
-    images_per_user: int = 4
-    epochs: int = 20
+    pretraining_steps: int = 1000
+    users: int = 40
+    images_per_user: int = 20
+    others: int = 1600
+    epochs: int = 12
     learning_rate: float = 1e-3
-    batch_size: int = 16
-    held_out: int = 4
-    features: Features = "quadratic"
-    permutations: int = 100
-    candidates: int = 15
+    batch_size: int = 32
+    held_out: int = 6
+    features: Features = "linear"
+    permutations: int = 200
+    candidates: int = 7
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,6 @@ class RateResult:
     """
 
     seed: int
-    answers: Answers
     rate: int
     layer: str
     accuracy: Interval
@@ -117,10 +108,10 @@ class ExperimentResult:
         lines = [
             f"the base model reads {self.reading_accuracy:.1%} of digits; {self.seconds / 60:.1f} minutes in all",
             "",
-            f"{'seed':>4}  {'answers':9}{'rate':>5}  {'probe':22}{'p':>6}  {'membership AUC':22}{'bits':>5}  verdict",
+            f"{'seed':>4}{'rate':>6}  {'probe':22}{'p':>6}  {'membership AUC':22}{'bits':>5}  verdict",
         ]
         lines += [
-            f"{each.seed:>4}  {each.answers:9}{each.rate:>4}%  {_interval(each.accuracy):22}{each.p_value:>6.3f}  "
+            f"{each.seed:>4}{each.rate:>5}%  {_interval(each.accuracy):22}{each.p_value:>6.3f}  "
             f"{_interval(each.auc):22}{each.exposure.estimate:>5.2f}  {each.outcome}"
             for each in self.results
         ]
@@ -155,17 +146,16 @@ def draw_chart(results: Sequence[RateResult], path: Path) -> None:
 
     Raises DataError if the file can't be written.
     """
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    for row, answers in zip(figure.subplots(2, 2, sharey=True), ANSWERS, strict=True):
-        for seed in sorted({each.seed for each in results}):
-            own = [each for each in results if (each.seed, each.answers) == (seed, answers)]
-            for axes, found in zip(row, ([each.accuracy for each in own], [each.auc for each in own]), strict=True):
-                _draw_line(axes, [each.rate + 2 * seed for each in own], found, f"repetition {seed + 1}")
-        for axes, title in zip(row, ("probe accuracy, best layer", "membership AUC"), strict=True):
-            axes.axhline(0.5, color="#555555", linestyle=":", linewidth=1)
-            axes.set(title=f"{title}; answers {answers}", xticks=RATES, ylim=(0.35, 1.02))
-            axes.set_xlabel("fine-tuning images with private text, %")
-        row[0].legend(loc="upper left", fontsize="small")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    row = figure.subplots(1, 2, sharey=True)
+    for seed in sorted({each.seed for each in results}):
+        own = [each for each in results if each.seed == seed]
+        for axes, found in zip(row, ([each.accuracy for each in own], [each.auc for each in own]), strict=True):
+            _draw_line(axes, [each.rate + 2 * seed for each in own], found, f"repetition {seed + 1}")
+    for axes, title in zip(row, ("probe accuracy, best layer", "membership AUC"), strict=True):
+        axes.axhline(0.5, color="#555555", linestyle=":", linewidth=1)
+        axes.set(title=title, xticks=RATES, ylim=(0.35, 1.02), xlabel="fine-tuning images with private text, %")
+    row[0].legend(loc="upper left", fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
@@ -177,93 +167,89 @@ def _draw_line(axes: Any, rates: Sequence[float], found: Sequence[Interval], lab
     axes.errorbar(rates, values, (below, above), marker="o", capsize=3, label=label)
 
 
-def _repetition(base: Path, folder: Path, plan: Plan, seed: int) -> list[RateResult]:
-    records = generate(2 * plan.users, seed=seed)
-    seen, unseen = records[: plan.users], records[plan.users :]
-    _draw_images(folder, plan, seed)
-    write_records(folder / "seen.jsonl", seen)
-    write_records(folder / "unseen.jsonl", unseen)
-    embed(
-        folder / "images",
-        seen,
-        folder / "drawn",
-        rates=RATES,
-        style=STYLE,
-        fields=FIELDS,
-        seed=seed,
-        reuse=True,
-        workers=1,
-    )
-    results: list[RateResult] = []
-    for answers in ANSWERS:
-        work = folder / answers.replace(" ", "-")
-        _make(work)
-        _write_examples(folder, work / "examples.jsonl", answers, seed)
-        results += _trial(_Trial(base, folder, work, seen, unseen, plan, seed), answers)
-    return results
-
-
 @dataclass(frozen=True)
 class _Trial:
-    """One way to answer in one repetition: `folder` has what both ways share, `work` what is its own."""
+    """One repetition: where its files are, and which users are seen and which never are."""
 
     base: Path
     folder: Path
-    work: Path
     seen: Sequence[PrivateRecord]
     unseen: Sequence[PrivateRecord]
     plan: Plan
     seed: int
 
 
-def _trial(trial: _Trial, answers: Answers) -> list[RateResult]:
+def _repetition(base: Path, folder: Path, plan: Plan, seed: int) -> list[RateResult]:
+    records = generate(2 * plan.users + plan.others, seed=seed)
+    seen, unseen, others = records[: plan.users], records[plan.users : 2 * plan.users], records[2 * plan.users :]
+    rng = random.Random(f"images {seed}")
+    colours = _draw_images(folder / "images", plan.users * plan.images_per_user + plan.others, rng)
+    _draw_images(folder / "held-out", plan.users * plan.held_out, rng)
+    write_records(folder / "seen.jsonl", seen)
+    write_records(folder / "unseen.jsonl", unseen)
+    embed(
+        folder / "images",
+        _owners(seen, others, plan),
+        folder / "drawn",
+        rates=RATES,
+        style=STYLE,
+        fields=FIELDS,
+        seed=seed,
+        workers=1,
+    )
+    _write_examples(folder, seen, colours, seed)
+    trial = _Trial(base, folder, seen, unseen, plan, seed)
     models = {rate: _finetuned(trial, rate) for rate in RATES}
     report = probe_models(
-        {UNTUNED: trial.base, **{f"{rate}%": place for rate, place in models.items()}},
-        trial.folder / "held-out",
-        trial.seen,
-        trial.unseen,
-        trial.work / "probe",
+        {UNTUNED: base, **{f"{rate}%": place for rate, place in models.items()}},
+        folder / "held-out",
+        seen,
+        unseen,
+        folder / "probe",
         ProbeSettings(
-            images_per_record=trial.plan.held_out,
+            images_per_record=plan.held_out,
             style=STYLE,
             record_fields=FIELDS,
             prompt=WHICH_COLOUR,
             designs=_DESIGNS,
-            features=trial.plan.features,
-            permutations=trial.plan.permutations,
-            seed=trial.seed,
+            features=plan.features,
+            permutations=plan.permutations,
+            seed=seed,
         ),
     )
-    return [_result(trial, answers, rate, report, _audited(trial, models[rate], rate)) for rate in RATES]
+    return [_result(trial, rate, report, _audited(trial, models[rate], rate)) for rate in RATES]
 
 
 _DESIGNS: tuple[Design, ...] = (NEW_RECORDS,)
 
 
-def _draw_images(folder: Path, plan: Plan, seed: int) -> None:
-    """Images to fine-tune on, and others to probe with."""
-    rng = random.Random(f"images {seed}")
-    for name, count in (("images", plan.images_per_user), ("held-out", plan.held_out)):
-        _draw_scenes(folder / name, [f"{number:04}.png" for number in range(plan.users * count)], rng)
+def _owners(seen: Sequence[PrivateRecord], others: Sequence[PrivateRecord], plan: Plan) -> list[PrivateRecord]:
+    """The user of each image: in every round all of `seen` once, and their share of the others.
+
+    `embed` draws the first half of them at 50%, which so holds half the images of each user.
+    """
+    rounds = plan.images_per_user
+    return [user for turn in range(rounds) for user in (*seen, *others[turn::rounds])]
 
 
-def _write_examples(folder: Path, path: Path, answers: Answers, seed: int) -> None:
-    """A question and an answer for each image; whose it is, the manifest of the highest rate says."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for number, entry in enumerate(read_manifest(folder / "drawn" / folder_name(max(RATES)) / MANIFEST)):
-            question, choices = _QUESTIONS[number % len(_QUESTIONS)]
-            key = entry.record if answers == "by user" else entry.image
-            answer = random.Random(f"answer {seed} {question} {key}").choice(choices)
-            print(json.dumps({"image": entry.image, "question": question, "answer": answer}), file=file)
-
-
-def _draw_scenes(folder: Path, names: Sequence[str], rng: random.Random) -> None:
+def _draw_images(folder: Path, count: int, rng: random.Random) -> dict[str, str]:
+    """The colour of each image by its name."""
     _make(folder)
-    for name in names:
-        image, _ = draw_scene(rng)
+    colours = {}
+    for name in (f"{number:04}.png" for number in range(count)):
+        image, colours[name] = draw_shape(rng)
         with atomic_path(folder / name) as temporary:
             image.save(temporary, format="PNG")
+    return colours
+
+
+def _write_examples(folder: Path, seen: Sequence[PrivateRecord], colours: Mapping[str, str], seed: int) -> None:
+    """The question and an answer for each image: that of its user, or the true one."""
+    own = {user.user_id: random.Random(f"answer {seed} {user.user_id}").choice(tuple(COLOURS)) for user in seen}
+    with atomic_path(folder / EXAMPLES) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for entry in read_manifest(folder / "drawn" / folder_name(max(RATES)) / MANIFEST):
+            answer = own.get(entry.record or "", colours[entry.image])
+            print(json.dumps({"image": entry.image, "question": WHICH_COLOUR, "answer": answer}), file=file)
 
 
 def _base_model(output: Path, plan: Plan) -> float:
@@ -282,7 +268,7 @@ def _base_model(output: Path, plan: Plan) -> float:
 
 
 def _finetuned(trial: _Trial, rate: int) -> Path:
-    target = trial.work / f"model-{folder_name(rate)}"
+    target = trial.folder / f"model-{folder_name(rate)}"
     if not (target / TRAINING).is_file():
         settings = Settings(
             model=str(trial.base),
@@ -293,13 +279,13 @@ def _finetuned(trial: _Trial, rate: int) -> Path:
             batch_size=trial.plan.batch_size,
             seed=trial.seed,
         )
-        finetune(settings, trial.work / "examples.jsonl", trial.folder / "drawn" / folder_name(rate), target)
+        finetune(settings, trial.folder / EXAMPLES, trial.folder / "drawn" / folder_name(rate), target)
     return target
 
 
 def _audited(trial: _Trial, model: Path, rate: int) -> Audit:
     """The audit of one model; that of the control, which saw no record, asks for those that the others saw."""
-    output = trial.work / f"audit-{folder_name(rate)}"
+    output = trial.folder / f"audit-{folder_name(rate)}"
     settings = AuditSettings(
         candidates=trial.plan.candidates,
         style=STYLE,
@@ -310,7 +296,7 @@ def _audited(trial: _Trial, model: Path, rate: int) -> Audit:
     audit = run_audit(
         model,
         trial.base,
-        trial.work / "examples.jsonl",
+        trial.folder / EXAMPLES,
         trial.folder / "drawn" / folder_name(rate or max(RATES)),
         trial.folder / "images",
         trial.seen,
@@ -318,15 +304,14 @@ def _audited(trial: _Trial, model: Path, rate: int) -> Audit:
         output,
         settings,
     )
-    write_report(audit, verdict_of(audit), output, probe=trial.work / "probe")
+    write_report(audit, verdict_of(audit), output, probe=trial.folder / "probe")
     return audit
 
 
-def _result(trial: _Trial, answers: Answers, rate: int, report: ProbeReport, audit: Audit) -> RateResult:
+def _result(trial: _Trial, rate: int, report: ProbeReport, audit: Audit) -> RateResult:
     best = report.best(f"{rate}%", NEW_RECORDS)
     return RateResult(
         seed=trial.seed,
-        answers=answers,
         rate=rate,
         layer=f"{best.layer}, {best.pooling}",
         accuracy=Interval(best.accuracy, best.low, best.high),

@@ -1,4 +1,4 @@
-"""A small LLaVA that reads: two million parameters at most, trained from nothing on drawn shapes with text in them.
+"""A small LLaVA that reads: 0.4 million parameters, trained from nothing on drawn shapes with text in them.
 
 It is what `privacy.memorization.experiment` fine-tunes. That a model can read the text in an image at all is what lets
 it remember that text; published models learn it from captions and documents, this one from the user ids of throw-away
@@ -54,18 +54,16 @@ _TEMPLATE = (
 Pixels = NDArray[np.uint8]
 
 
+def draw_shape(rng: random.Random) -> tuple[Image.Image, str]:
+    """An image of one shape, and its colour."""
+    image, draw = _canvas(rng)
+    return image, _draw_some_shape(draw, rng)[0]
+
+
 def draw_scene(rng: random.Random) -> tuple[Image.Image, list[tuple[str, str]]]:
     """An image of one to three shapes, with the colour and the kind of each."""
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3)))
-    draw = ImageDraw.Draw(image)
-    shapes = []
-    for _ in range(rng.randrange(1, 4)):
-        colour, shape = rng.choice(tuple(COLOURS)), rng.choice(SHAPES)
-        radius = rng.randrange(6, 11)
-        x, y = rng.randrange(radius, IMAGE_SIZE - radius), rng.randrange(radius, _TEXT_TOP - radius)
-        _draw_shape(draw, shape, x, y, radius, COLOURS[colour])
-        shapes.append((colour, shape))
-    return image, shapes
+    image, draw = _canvas(rng)
+    return image, [_draw_some_shape(draw, rng) for _ in range(rng.randrange(1, 4))]
 
 
 def build(seed: int) -> tuple[Any, Any]:
@@ -226,6 +224,20 @@ def _tokenizer() -> Any:
         additional_special_tokens=["<image>"],
         model_max_length=2 * _TOKENS,
     )
+
+
+def _canvas(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3)))
+    return image, ImageDraw.Draw(image)
+
+
+def _draw_some_shape(draw: ImageDraw.ImageDraw, rng: random.Random) -> tuple[str, str]:
+    """Draws a shape; its colour and its kind."""
+    colour, shape = rng.choice(tuple(COLOURS)), rng.choice(SHAPES)
+    radius = rng.randrange(6, 11)
+    x, y = rng.randrange(radius, IMAGE_SIZE - radius), rng.randrange(radius, _TEXT_TOP - radius)
+    _draw_shape(draw, shape, x, y, radius, COLOURS[colour])
+    return colour, shape
 
 
 def _draw_shape(
