@@ -57,6 +57,22 @@ class UnscreenedError(LatentGuardError):
     """Something that would steer an image can't be screened, so the image is not made."""
 
 
+class ToolError(LatentGuardError):
+    """A tool that agents call failed; `code` is a stable word for programs, the message is for whoever called."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AgentError(LatentGuardError):
+    """A request can't be planned or carried out as asked; the message says what is missing and how to give it."""
+
+
+class ServiceError(LatentGuardError):
+    """Base of what can go wrong in the service; the message holds no secret and no prompt."""
+
+
 class PromptBlocked(LatentGuardError):
     """A guarded pipeline refused one or more prompts before the first denoising step.
 

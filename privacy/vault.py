@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -89,31 +89,24 @@ class Vault:
                 a zone or in the past.
             VaultError: the record could not be kept.
         """
+        return self.store_all(kind, [value], expires=expires)[0]
+
+    def store_all(self, kind: str, values: Sequence[bytes], *, expires: datetime | None = None) -> list[str]:
+        """Keeps each of `values` as a record of its own, all or none; otherwise as `store`. Returns their ids."""
         if not 1 <= len(kind) <= MAX_KIND_CHARS or not kind.isprintable():
             raise DataError(f"the kind of a record has 1 to {MAX_KIND_CHARS} printable characters")
-        if len(value) > MAX_VALUE_BYTES:
-            raise DataError(f"a record has at most {MAX_VALUE_BYTES // 2**20} MiB, not {len(value):,} bytes")
+        longest = max(map(len, values), default=0)
+        if longest > MAX_VALUE_BYTES:
+            raise DataError(f"a record has at most {MAX_VALUE_BYTES // 2**20} MiB, not {longest:,} bytes")
         now = _microseconds(self._clock())
         until = None if expires is None else _microseconds(expires)
         if until is not None and until <= now:
             raise DataError("the record would have expired already")
-        record = secrets.token_hex(16)
-        context = _context(record, kind, now, until)
-        data_key, nonce = os.urandom(DATA_KEY_BYTES), os.urandom(_NONCE_BYTES)
-        key_id, wrapped = self._keys.wrap(data_key, context)
-        content = nonce + ChaCha20Poly1305(data_key).encrypt(nonce, value, context)
-        row = {
-            "id": record,
-            "kind": kind,
-            "created": now,
-            "expires": until,
-            "key_id": key_id,
-            "wrapped_key": wrapped,
-            "content": content,
-        }
-        with self._errors(), self._engine.begin() as connection:
-            connection.execute(_RECORDS.insert(), row)
-        return record
+        rows = [self._row(kind, value, now, until) for value in values]
+        if rows:
+            with self._errors(), self._engine.begin() as connection:
+                connection.execute(_RECORDS.insert(), rows)
+        return [row["id"] for row in rows]
 
     def fetch(self, record: str) -> bytes:
         """The value that `store` kept under this id.
@@ -178,6 +171,21 @@ class Vault:
     def close(self) -> None:
         """Closes the connections to the database."""
         self._engine.dispose()
+
+    def _row(self, kind: str, value: bytes, created: int, expires: int | None) -> dict[str, Any]:
+        record = secrets.token_hex(16)
+        context = _context(record, kind, created, expires)
+        data_key, nonce = os.urandom(DATA_KEY_BYTES), os.urandom(_NONCE_BYTES)
+        key_id, wrapped = self._keys.wrap(data_key, context)
+        return {
+            "id": record,
+            "kind": kind,
+            "created": created,
+            "expires": expires,
+            "key_id": key_id,
+            "wrapped_key": wrapped,
+            "content": nonce + ChaCha20Poly1305(data_key).encrypt(nonce, value, context),
+        }
 
     def _rewrap(self, connection: sa.Connection, row: sa.RowMapping) -> int:
         context = _context(row["id"], row["kind"], row["created"], row["expires"])

@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +55,22 @@ def load_images(source: str | Path, side: int = 28) -> LabelledImages:
     return _from_idx(folder, idx) if idx else _from_pictures(folder, side)
 
 
-def load_picture(path: str | Path, side: int) -> npt.NDArray[np.float32]:
-    """One picture as a client sends it, float32 [side, side] from 0 to 1.
+def load_picture(source: str | Path | BytesIO, side: int) -> npt.NDArray[np.float32]:
+    """One picture, of a file or in memory, as a client sends it: float32 [side, side] from 0 to 1.
 
     Raises:
-        DataError: the file can't be read as a picture.
+        DataError: it can't be read as a picture.
     """
+    name = "picture" if isinstance(source, BytesIO) else source
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise MissingDependencyError("reading pictures needs Pillow: pip install pillow") from error
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             grey = image.convert("L")
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: can't be read as a picture") from error
+        raise DataError(f"{name}: can't be read as a picture") from error
     edge = min(grey.size)
     left, top = (grey.width - edge) // 2, (grey.height - edge) // 2
     square = grey.crop((left, top, left + edge, top + edge))
