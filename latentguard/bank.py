@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -125,6 +126,12 @@ class ConceptBank:
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and concept_key(name) in {concept_key(c.name) for c in self._snapshot.concepts}
+
+    def fork(self) -> ConceptBank:
+        """A bank with the same concepts, to be changed on its own; nothing is encoded."""
+        other = copy(self)
+        other._lock = threading.Lock()
+        return other
 
     def add(self, name: str, *, category: str | None = None, threshold: float | None = None) -> None:
         """Add one concept; ConceptError if it is empty or there already, PolicyError if the threshold is no number."""

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from latentguard.errors import LatentGuardError
+from latentguard.integrations.agent.commands import add_agent
+from latentguard.integrations.mcp.commands import add_mcp
 from latentguard.integrations.passkey.commands import add_blind, add_blind_evaluate, add_passkey_file
+from latentguard.service.commands import register as register_service
+from latentguard.service.serve_command import add_serve
 from latentguard.synthesis.command import add_attack, add_synthesize
 from privacy.errors import PrivacyError
 
@@ -287,6 +291,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_encoder(commands.add_parser("encoder", help="write the embedded encoder to a folder for transformers"))
     add_synthesize(commands.add_parser("synthesize", help="write a data set from a list of concepts"))
     add_attack(commands.add_parser("attack", help="rewrite labelled prompts as an attacker would"))
+    add_serve(commands.add_parser("serve", help="screening and private generation over HTTPS, with a console"))
+    register_service(commands)
+    add_mcp(commands.add_parser("mcp", help="offer screening and private generation to agents (MCP)"))
+    add_agent(commands.add_parser("agent", help="do what a request asks, as privately as it can be done"))
     return parser
 
 

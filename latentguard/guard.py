@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -124,6 +125,12 @@ class LatentGuard:
         bank = weights.concepts if concepts is None else concepts
         return cls(encoder, weights.mapping, bank, policy, weights.heads)
 
+    def fork(self) -> LatentGuard:
+        """A guard of the same model with a bank and a policy of its own, to try changes on; nothing is encoded."""
+        other = copy(self)
+        other.concepts = self.concepts.fork()
+        return other
+
     def check(self, prompt: str) -> Verdict:
         """The verdict on one prompt.
 
@@ -231,7 +238,7 @@ class LatentGuard:
                 category=concept.category,
                 threshold=float(thresholds[best]),
                 decision=policy.decide(float(margins[i, best])),
-                probability=None if self.heads is None else _probability(float(scores[i, best])),
+                probability=None if self.heads is None else probability(float(scores[i, best])),
                 _concepts=snapshot.concepts,
                 _scores=scores[i],
                 _explain=explain,
@@ -422,7 +429,8 @@ def _forms(text: str, snapshot: BankSnapshot) -> TextForms | None:
     return None if snapshot.scoring is None else snapshot.scoring.matcher.forms(text)
 
 
-def _probability(log_odds: float) -> float:
+def probability(log_odds: float) -> float:
+    """The probability whose log-odds these are."""
     return 1 / (1 + math.exp(-max(-500.0, min(500.0, log_odds))))
 
 
