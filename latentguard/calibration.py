@@ -112,7 +112,9 @@ def threshold_for(harmless_scores: np.ndarray, false_positive_rate: float) -> fl
 def conformal_rank(count: int, false_positive_rate: float) -> int:
     """⌈(n + 1)(1 - rate)⌉, from 1 to ``count`` n; DataError if the rate is no rate or n too small for it."""
     if not _LEAST_RATE <= false_positive_rate < 1:
-        raise DataError(f"a false-positive rate lies between 0 and 1, at {_LEAST_RATE} at least, not at {false_positive_rate}")
+        raise DataError(
+            f"a false-positive rate lies between 0 and 1, at {_LEAST_RATE} at least, not at {false_positive_rate}"
+        )
     # The tolerance keeps a product such as 100 · 0.99 from being rounded up past the integer that it is.
     rank = math.ceil((count + 1) * (1 - false_positive_rate) - 1e-9)
     if rank > count:

@@ -87,6 +87,7 @@ class LatentGuard:
         device: str = "auto",
         encoder: TextEncoder | None = None,
         precision: str | None = None,
+        threads: int | None = None,
     ) -> LatentGuard:
         """A guard from trained weights.
 
@@ -98,6 +99,7 @@ class LatentGuard:
             device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
             encoder: a loaded encoder of the kind that the weights were trained on; loaded by its name if left out.
             precision: the embedded encoder's arithmetic, "int8" or "fp32"; its fastest on the device if left out.
+            threads: processor threads of an encoder that is loaded; all that the process may use if left out.
 
         Raises:
             WeightsError: the weights can't be had, are damaged, or belong to another encoder.
@@ -114,6 +116,7 @@ class LatentGuard:
                 device=device,
                 pad_to_window=config.pad_to_window,
                 precision=precision,
+                threads=threads,
                 layers=config.layers,
             )
         elif encoder.name != config.encoder:
