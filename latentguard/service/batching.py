@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from latentguard.errors import ServiceError
 from latentguard.service.errors import BusyError, ClosingError, DeadlineError
@@ -26,36 +26,51 @@ class QueueFullError(BusyError):
 
 @dataclass(eq=False)
 class _Request(Generic[Item, Result]):
-    """What one call handed in; its items may be spread over several batches."""
+    """What one call handed in; its items may be spread over several batches, worked on at once."""
 
     items: Sequence[Item]
     done: asyncio.Future[list[Result]]
     arrived: float = field(default_factory=time.monotonic)
     taken: int = 0
-    results: list[Result] = field(default_factory=list)
+    results: dict[int, Result] = field(default_factory=dict)
+
+    def put(self, first: int, results: Sequence[Result]) -> None:
+        """Takes the results of the items from `first` on; the last to come make the answer."""
+        self.results.update(enumerate(results, start=first))
+        if len(self.results) == len(self.items) and not self.done.done():
+            self.done.set_result([self.results[place] for place in range(len(self.items))])
+
+
+class _Part(NamedTuple, Generic[Item, Result]):
+    """Items of a request that are in one batch; `first` is the place of the first of them in the request."""
+
+    request: _Request[Item, Result]
+    first: int
+    items: Sequence[Item]
 
 
 class Batcher(Generic[Item, Result]):
-    """Joins the items of concurrent calls into batches for `work`, which runs in one thread of the batcher's own.
+    """Joins the items of concurrent calls into batches for `work`, which runs in threads of the batcher's own.
 
     ::
 
         batcher = Batcher(guard.check_batch, max_batch=64, wait_ms=2, queue_limit=1024)
         verdicts = await batcher.submit(prompts, deadline=time.monotonic() + 30)
 
-    A batch starts when it is full, or `wait_ms` after its first item came; while one is worked on, the next gathers.
+    A batch starts when it is full, or `wait_ms` after its first item came; while all threads work, the next gathers.
     Requests take turns: one whose items don't fit into a batch gives the others after those that wait, so that a
     large request doesn't keep small ones waiting. An item that `check` raises for fails its own request alone, before
     anything is joined; what `work` raises fails all requests of the batch.
 
     Args:
-        work: gives a result for each of the items, in order; called in the thread.
+        work: gives a result for each of the items, in order; called in a thread.
         max_batch: the most weight of a batch; a heavier item is a batch of its own.
         wait_ms: how long the first item of a batch waits for others.
         queue_limit: how many items may wait.
-        check: raises for an item that can't be worked on; called in the thread, with the item and its place.
+        check: raises for an item that can't be worked on; called in a thread, with the item and its place.
         weigh: the weight of an item, which is 1 without it.
         observe: told of each batch's size and its duration [s].
+        threads: how many batches are worked on at once. prepare: called once in each thread, before anything else.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class Batcher(Generic[Item, Result]):
         check: Callable[[Item, int], object] | None = None,
         weigh: Callable[[Item], int] | None = None,
         observe: Callable[[int, float], None] | None = None,
+        threads: int = 1,
+        prepare: Callable[[], object] | None = None,
     ) -> None:
         self._work, self._check, self._weigh, self._observe = work, check, weigh, observe
         self._max_batch, self._wait = max_batch, wait_ms / 1000
@@ -75,7 +92,9 @@ class Batcher(Generic[Item, Result]):
         self._queue: deque[_Request[Item, Result]] = deque()
         self._waiting = 0
         self._seconds_per_item = 0.01
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batcher")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="batcher", initializer=prepare)
+        self._free, self._parallel = asyncio.Semaphore(threads), threads
+        self._running: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
         self._closing = False
@@ -127,7 +146,8 @@ class Batcher(Generic[Item, Result]):
         self._arrival.set()
         if self._runner is not None:
             await self._runner
-        self._thread.shutdown()
+        await asyncio.gather(*self._running)
+        self._threads.shutdown()
 
     # --- the loop
 
@@ -137,28 +157,61 @@ class Batcher(Generic[Item, Result]):
             self._runner = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             while not self._queue:
                 if self._closing:
                     return
                 self._arrival.clear()
                 await self._arrival.wait()
-            await self._gather()
+            await self._free.acquire()
+            if self._queue:
+                await self._gather()
             batch = self._take()
             if not batch:
+                self._free.release()
                 continue
-            started = time.monotonic()
+            running = asyncio.get_running_loop().create_task(self._answer(batch))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+
+    async def _answer(self, batch: list[_Part[Item, Result]]) -> None:
+        """Works on a batch in a thread, and tells those who wait for it how that ended."""
+        started = time.monotonic()
+        try:
+            faults, results = await asyncio.get_running_loop().run_in_executor(self._threads, self._worked, batch)
+        except Exception as error:
+            faults, results = {id(part.request): error for part in batch}, []
+        finally:
+            self._free.release()
+        left = iter(results)
+        for part in batch:
+            fault = faults.get(id(part.request))
+            if fault is None:
+                part.request.put(part.first, [next(left) for _ in part.items])
+            elif not part.request.done.done():
+                part.request.done.set_exception(fault)
+        self._timed(sum(len(part.items) for part in batch), time.monotonic() - started)
+
+    def _worked(self, batch: Sequence[_Part[Item, Result]]) -> tuple[dict[int, Exception], list[Result]]:
+        """What is wrong with requests, by their id, and the results for the items of the others."""
+        faults = self._faults(batch)
+        items = [item for part in batch if id(part.request) not in faults for item in part.items]
+        results = list(self._work(items)) if items else []
+        if len(results) != len(items):
+            raise ServiceError(f"{len(results)} results for {len(items)} items")
+        return faults, results
+
+    def _faults(self, batch: Sequence[_Part[Item, Result]]) -> dict[int, Exception]:
+        faults: dict[int, Exception] = {}
+        if self._check is None:
+            return faults
+        for part in batch:
             try:
-                faults = {} if self._check is None else await loop.run_in_executor(self._thread, self._faults, batch)
-                await self._work_on([part for part in batch if id(part[0]) not in faults])
+                for place, item in enumerate(part.items, start=part.first):
+                    self._check(item, place)
             except Exception as error:
-                faults = {id(request): error for request, _ in batch}
-            for request, _ in batch:
-                fault = faults.get(id(request))
-                if fault is not None and not request.done.done():
-                    request.done.set_exception(fault)
-            self._timed(sum(len(items) for _, items in batch), time.monotonic() - started)
+                faults[id(part.request)] = error
+        return faults
 
     async def _gather(self) -> None:
         """Waits until the batch is full, or its first item has waited long enough."""
@@ -170,9 +223,9 @@ class Batcher(Generic[Item, Result]):
             except asyncio.TimeoutError:
                 return
 
-    def _take(self) -> list[tuple[_Request[Item, Result], Sequence[Item]]]:
-        """The next batch: requests, with those of their items that are in it."""
-        batch: list[tuple[_Request[Item, Result], Sequence[Item]]] = []
+    def _take(self) -> list[_Part[Item, Result]]:
+        """The next batch."""
+        batch: list[_Part[Item, Result]] = []
         room = self._max_batch
         for _ in range(len(self._queue)):
             request = self._queue.popleft()
@@ -185,7 +238,7 @@ class Batcher(Generic[Item, Result]):
                 room, until = room - weight, until + 1
             items = request.items[request.taken : until]
             if items:
-                batch.append((request, items))
+                batch.append(_Part(request, request.taken, items))
             request.taken = until
             self._waiting -= len(items)
             if until < len(request.items):
@@ -195,33 +248,6 @@ class Batcher(Generic[Item, Result]):
                 break
         return batch
 
-    def _faults(self, batch: Sequence[tuple[_Request[Item, Result], Sequence[Item]]]) -> dict[int, Exception]:
-        """What is wrong with requests, by their id."""
-        faults: dict[int, Exception] = {}
-        for request, items in batch:
-            first = request.taken - len(items)
-            try:
-                for place, item in enumerate(items, start=first):
-                    if self._check is not None:
-                        self._check(item, place)
-            except Exception as error:
-                faults[id(request)] = error
-        return faults
-
-    async def _work_on(self, batch: Sequence[tuple[_Request[Item, Result], Sequence[Item]]]) -> None:
-        items = [item for _, part in batch for item in part]
-        if not items:
-            return
-        results = list(await asyncio.get_running_loop().run_in_executor(self._thread, self._work, items))
-        if len(results) != len(items):
-            raise ServiceError(f"{len(results)} results for {len(items)} items")
-        place = 0
-        for request, part in batch:
-            request.results += results[place : place + len(part)]
-            place += len(part)
-            if len(request.results) == len(request.items) and not request.done.done():
-                request.done.set_result(request.results)
-
     def _forget(self, request: _Request[Item, Result]) -> None:
         """Takes out what is left of a request that nobody awaits any more, or of which an item failed."""
         if request.taken < len(request.items):
@@ -230,7 +256,7 @@ class Batcher(Generic[Item, Result]):
             request.taken = len(request.items)
 
     def _timed(self, items: int, seconds: float) -> None:
-        self._seconds_per_item = _MEMORY * self._seconds_per_item + (1 - _MEMORY) * seconds / items
+        self._seconds_per_item = _MEMORY * self._seconds_per_item + (1 - _MEMORY) * seconds / items / self._parallel
         if self._observe is not None:
             self._observe(items, seconds)
 

@@ -8,9 +8,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from latentguard.encoders.base import available_cores
 from latentguard.errors import LatentGuardError, ServiceError
 from latentguard.guard import LatentGuard, scorable
 from latentguard.records import ConceptEntry, read_concepts
@@ -83,6 +87,9 @@ class Services:
             check=scorable,
             weigh=weight,
             observe=self.metrics.batch,
+            threads=_passes_at_once(settings, self.guard),
+            # Passes side by side use the cores better than one whose products are shared out among them.
+            prepare=partial(torch.set_num_threads, 1),
         )
         self.recorder = Batcher(self.write_down, max_batch=settings.max_batch, wait_ms=0, queue_limit=_RECORDS_WAITING)
         self.metrics.watch_queue(lambda: self.batcher.waiting)
@@ -223,6 +230,10 @@ class Services:
             self.metrics.alerts.labels(alert.kind).inc()
 
 
+def _passes_at_once(settings: Settings, guard: LatentGuard) -> int:
+    return settings.screening_threads or (available_cores() if guard.encoder.device.type == "cpu" else 1)
+
+
 def weight(prompt: str) -> int:
     """What a prompt costs beside a short one: an encoder reads a long one in many windows."""
     return 1 + len(prompt) // _CHARACTERS_A_WINDOW
@@ -263,7 +274,7 @@ def open_services(
         audit = open_audit(settings, database)
         if guard is None:
             concepts = None if settings.concepts is None else read_concepts(settings.concepts)
-            guard = LatentGuard.from_pretrained(settings.model, concepts=concepts)
+            guard = LatentGuard.from_pretrained(settings.model, concepts=concepts, threads=1)
         alerts = Alerts(database, audit)
         yield Services(
             settings=settings,

@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     max_batch: int = Field(
         64, ge=1, le=4096, description="prompts in one pass of the encoder, and in one transaction of the audit log"
     )
+    screening_threads: int | None = Field(
+        None, ge=1, le=256, description="passes of the encoder at once; default: one for each core, with a GPU one"
+    )
     batch_wait_ms: float = Field(2.0, ge=0, le=1000, description="how long a prompt waits for others to join it, in ms")
     queue_limit: int = Field(1024, ge=1, le=1_000_000, description="prompts waiting at most; beyond, the answer is 429")
     request_timeout_s: float = Field(30.0, gt=0, le=3600, description="after which a request is given up, in seconds")
