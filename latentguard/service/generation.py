@@ -149,7 +149,7 @@ def load_pipeline(name: str) -> Any:
     from latentguard.errors import PipelineError
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(name)
+        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True)  # never a pickle
     except (OSError, ValueError, ImportError) as error:
         raise PipelineError(f"pipeline {name}: can't be loaded ({type(error).__name__})") from error
     pipe.set_progress_bar_config(disable=True)
