@@ -50,6 +50,51 @@ def test_concurrent_calls_share_a_batch_and_get_their_own_results() -> None:
     assert work.batches == [[1, 2, 3, 4]]
 
 
+def test_with_two_threads_two_batches_are_worked_on_at_once() -> None:
+    both = threading.Barrier(2, timeout=10)
+
+    def work(items: Sequence[int]) -> list[int]:
+        both.wait()  # passes only if the other batch is worked on meanwhile
+        return [2 * item for item in items]
+
+    async def main() -> list[int]:
+        made = batcher(work, max_batch=2, threads=2)
+        result: list[int] = await made.submit([1, 2, 3, 4])
+        await made.close()
+        return result
+
+    assert asyncio.run(main()) == [2, 4, 6, 8]
+
+
+def test_results_keep_their_order_when_a_later_batch_ends_first() -> None:
+    def work(items: Sequence[int]) -> list[int]:
+        time.sleep(0.2 if 1 in items else 0)
+        return [2 * item for item in items]
+
+    async def main() -> list[int]:
+        made = batcher(work, max_batch=2, threads=2)
+        result: list[int] = await made.submit([1, 2, 3, 4])
+        await made.close()
+        return result
+
+    assert asyncio.run(main()) == [2, 4, 6, 8]
+
+
+def test_each_thread_is_prepared_before_it_works() -> None:
+    prepared: list[int] = []
+
+    def work(items: Sequence[int]) -> list[bool]:
+        return [threading.get_ident() in prepared] * len(items)
+
+    async def main() -> list[bool]:
+        made = batcher(work, prepare=lambda: prepared.append(threading.get_ident()))
+        result: list[bool] = await made.submit([1])
+        await made.close()
+        return result
+
+    assert asyncio.run(main()) == [True]
+
+
 def test_what_arrives_during_a_batch_is_the_next_one() -> None:
     work = Work(seconds=0.05)
 

@@ -107,7 +107,8 @@ def test_no_log_line_holds_a_prompt_or_a_key(
 def test_a_full_queue_answers_429_with_the_time_to_come_back(tmp_path: Path, tiny_guard: LatentGuard) -> None:
     slow = SlowGuard.of(tiny_guard)
     answers: list[httpx.Response] = []
-    with running_service(tmp_path, slow, queue_limit=3, max_batch=1) as running, running.client(Scope.screen) as client:
+    settings = {"queue_limit": 3, "max_batch": 1, "screening_threads": 1}
+    with running_service(tmp_path, slow, **settings) as running, running.client(Scope.screen) as client:
         threads = [
             threading.Thread(target=lambda: answers.append(client.post("/v1/screen", json=PROMPT))) for _ in range(4)
         ]
@@ -132,7 +133,7 @@ def test_a_full_queue_answers_429_with_the_time_to_come_back(tmp_path: Path, tin
 def test_concurrent_requests_share_an_encoder_pass(tmp_path: Path, tiny_guard: LatentGuard) -> None:
     slow = SlowGuard.of(tiny_guard)
     answers: list[httpx.Response] = []
-    with running_service(tmp_path, slow) as running, running.client(Scope.screen) as client:
+    with running_service(tmp_path, slow, screening_threads=1) as running, running.client(Scope.screen) as client:
         threads = [
             threading.Thread(target=lambda n=n: answers.append(client.post("/v1/screen", json={"prompt": f"tea {n}"})))
             for n in range(9)
@@ -246,8 +247,12 @@ def test_a_key_is_looked_at_before_the_body(tmp_path: Path, tiny_guard: LatentGu
 
 def test_an_endless_head_is_refused(tmp_path: Path, tiny_guard: LatentGuard) -> None:
     with running_service(tmp_path, tiny_guard) as running, connected(running) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Filling: " + b"a" * 200_000)
-        assert answered(connection)[:13] in (b"HTTP/1.1 400 ", b"")
+        try:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Filling: " + b"a" * 200_000)
+            answer = answered(connection)
+        except (ssl.SSLEOFError, ConnectionError):  # it was cut off while it still sent
+            answer = b""
+        assert answer[:13] in (b"HTTP/1.1 400 ", b"")
 
 
 def gate(running: Running) -> threading.Event:
