@@ -9,6 +9,7 @@ import time
 import traceback
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentguard.service.errors import BAD_HOST, INTERNAL, BodyTooLargeError, BodyTooSlowError, Problem, Told, told
@@ -34,6 +35,7 @@ HSTS = "max-age=31536000"
 _BODY_SECONDS = 10.0
 _BODY_BYTES_PER_SECOND = 16 * 1024
 _MOST_AT_ONCE = 2048
+_CLIENT_GONE = 499  # for log and metrics alone, as other servers have it: nobody is there to be answered
 
 
 class Front:
@@ -70,6 +72,8 @@ class Front:
                 await problem_response(request_id, refusal)(scope, receive, answer.send)
             else:
                 await self._app(scope, body.receive, answer.send)
+        except ClientDisconnect:
+            answer.status = answer.status or _CLIENT_GONE
         except Exception as error:
             await self._failed(error, scope, receive, answer, request_id)
         finally:
