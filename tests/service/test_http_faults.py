@@ -95,7 +95,7 @@ def test_no_log_line_holds_a_prompt_or_a_key(
             client.post("/v1/screen", json=body)
         client.get("/v1/concepts", params={"search": "secret"})
         client.get("/secret")
-        token = client.headers["authorization"].split("_")[2]
+        token = client.headers["authorization"].split("_", 2)[2]
     written = "\n".join(
         record.getMessage() for record in caplog.records if record.name.startswith(("latentguard", "uvicorn"))
     )

@@ -119,7 +119,7 @@ def test_a_job_whose_process_died_says_interrupted(database: Database) -> None:
     async def main() -> str:
         jobs = Jobs(database, clock=lambda: now[0])
         job = await jobs.submit("key", "screen", 1, waiting(asyncio.Event()))
-        await reaches(jobs, job.id, "running")
+        await reaches(Jobs(database, clock=lambda: now[0]), job.id, "running")  # as the database has it
         return job.id  # the loop ends with it, as a crash would end it: nothing is recorded
 
     async def kept_alive() -> None:
