@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from latentguard.errors import LatentGuardError
 from latentguard.integrations.agent.commands import add_agent
@@ -22,6 +22,13 @@ from latentguard.service.commands import register as register_service
 from latentguard.service.serve_command import add_serve
 from latentguard.synthesis.command import add_attack, add_synthesize
 from privacy.errors import PrivacyError
+
+if TYPE_CHECKING:
+    from latentguard.screening import ScreeningOptions
+    from latentguard.screening.recipe import GuardRecipe
+
+# What a light install lacks and the extra "training" brings.
+_FOR_TRAINING = frozenset({"torch", "sklearn", "matplotlib"})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,6 +47,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "latentguard") -> int
         sys.stdout.flush()
     except (LatentGuardError, PrivacyError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("latentguard", "privacy"):
+            raise
+        package = error.name.partition(".")[0]
+        extra = "training" if package in _FOR_TRAINING else "all"
+        print(f"{prog}: this needs {package}; install it with: pip install 'latentguard[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; nothing was left half-written", file=sys.stderr)
@@ -61,25 +75,90 @@ def _drop_output() -> None:
 
 
 def _screen(arguments: argparse.Namespace) -> None:
-    from latentguard.records import check_output, check_prompts_file, read_concepts
+    from latentguard.errors import DataError
+    from latentguard.records import check_output, read_concepts
+    from latentguard.screening import ScreeningOptions
+    from latentguard.screening.inputs import find_inputs
+    from latentguard.screening.recipe import GuardRecipe
 
     # Whatever can be wrong is said before the seconds that PyTorch and a model take to load.
-    check_prompts_file(arguments.file_path)
-    if arguments.output is not None:
-        check_output(arguments.output)
-    concepts = None if arguments.concepts is None else read_concepts(arguments.concepts)
+    inputs, output = find_inputs(arguments.file_path), arguments.output
+    into_folder = output is not None and (output.is_dir() or not output.suffix)
+    if into_folder:
+        from latentguard.screening.folder import check_folder
 
-    from latentguard.guard import LatentGuard
+        check_folder(output, inputs)
+    elif output is not None:
+        check_output(output)
+    elif arguments.keep:
+        raise DataError("--keep carries columns into a file: give it one with --output")
+    options = ScreeningOptions(
+        column=arguments.column,
+        keep="all" if arguments.keep == ["all"] else tuple(arguments.keep),
+        only=arguments.only,
+        cache=arguments.cache,
+        near_duplicates=arguments.near_duplicates,
+        part_rows=arguments.part_rows,
+    )
+    concepts = None if arguments.concepts is None else tuple(read_concepts(arguments.concepts))
+    recipe = GuardRecipe(arguments.model, concepts, arguments.threshold, arguments.flag_margin)
+    if arguments.engine == "ray":
+        _screen_on_ray(arguments, recipe, inputs, options, into_folder=into_folder)
+        return
+    if (arguments.address, arguments.workers, arguments.num_gpus) != (None, None, 0.0):
+        raise DataError("--address, --workers and --num-gpus are for --engine ray")
+
     from latentguard.screening import print_verdicts, screen_file
 
-    guard = LatentGuard.from_pretrained(
-        arguments.model, concepts=concepts, threshold=arguments.threshold, device=arguments.device
-    )
-    if arguments.output is None:
-        print_verdicts(guard, arguments.file_path, column=arguments.column)
+    _say_if_light()
+    guard = recipe.guard(device=arguments.device)
+    if output is None:
+        print_verdicts(guard, inputs, options=options)
+        return
+    if into_folder:
+        from latentguard.screening.folder import screen_folder
+
+        summary = screen_folder(guard, inputs, output, options=options)
     else:
-        summary = screen_file(guard, arguments.file_path, arguments.output, column=arguments.column)
-        print(f"{arguments.output}: {summary}")
+        summary = screen_file(guard, inputs, output, options=options)
+    print(f"{output}: {summary}")
+
+
+def _screen_on_ray(
+    arguments: argparse.Namespace,
+    recipe: GuardRecipe,
+    inputs: list[Path],
+    options: ScreeningOptions,
+    *,
+    into_folder: bool,
+) -> None:
+    from latentguard.errors import DataError
+    from latentguard.integrations.ray.engine import screen_on_ray
+
+    if not into_folder:
+        raise DataError("--engine ray writes parts: give it a folder with --output")
+    if arguments.device != "auto":
+        raise DataError(
+            "--engine ray computes on GPUs if --num-gpus is given, otherwise on processors: leave --device out"
+        )
+    summary = screen_on_ray(
+        recipe,
+        inputs,
+        arguments.output,
+        options=options,
+        address=arguments.address,
+        workers=arguments.workers,
+        num_gpus=arguments.num_gpus,
+    )
+    print(f"{arguments.output}: {summary}")
+
+
+def _say_if_light() -> None:
+    """Tells, on standard error, that the scores are numpy's, where PyTorch is not installed."""
+    from latentguard.arrays import torch_is_installed
+
+    if not torch_is_installed():
+        print("PyTorch is not installed: scoring with numpy", file=sys.stderr)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -302,7 +381,9 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME_OR_DIR", help="shipped weights, a folder or a hub id (default: embedded)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ..., or numpy: no PyTorch (default: auto)"
+    )
     parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
 
 
@@ -319,13 +400,66 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--file_path",
         "--file-path",
+        nargs="+",
+        action="extend",
         type=Path,
         required=True,
         metavar="FILE",
-        help="prompts: .txt (one a line), .csv, .jsonl or .parquet",
+        help="prompts: .txt (one a line), .csv, .tsv, .jsonl or .parquet, each also .gz or .zst; folders; patterns",
     )
     _add_model_options(parser)
-    parser.add_argument("--output", type=Path, metavar="OUT", help=".csv, .jsonl or .parquet; printed if left out")
+    parser.add_argument(
+        "--flag-margin",
+        type=_finite,
+        default=0.0,
+        metavar="M",
+        help="flag what comes within M below its threshold (default: 0, nothing)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help=".csv, .jsonl or .parquet; or a folder, for parts, where an interrupted run is gone on with when the same "
+        "command is given again; printed if left out",
+    )
+    parser.add_argument(
+        "--keep", nargs="+", action="extend", default=[], metavar="COLUMN", help="other columns to carry over, or: all"
+    )
+    parser.add_argument("--only", choices=("blocked", "flagged", "allowed"), help="write these rows alone")
+    parser.add_argument(
+        "--cache",
+        type=int,
+        default=262_144,
+        metavar="N",
+        help="remember N prompts' verdicts (default: 262144; 0.3 KB each)",
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        type=_finite,
+        nargs="?",
+        const=0.9,
+        metavar="JACCARD",
+        help="approximate: prompts that are nearly a clearly harmless one get its verdict (0.5 to 1, or 0.9)",
+    )
+    parser.add_argument(
+        "--part-rows",
+        type=int,
+        default=32_768,
+        metavar="N",
+        help="input rows for each part of a folder (default: 32768)",
+    )
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: with workers, on this machine or a cluster"
+    )
+    parser.add_argument("--address", metavar="ADDR", help="the Ray cluster (default: a Ray of this run's own)")
+    parser.add_argument("--workers", type=int, metavar="N", help="guards at a time on Ray (default: one for each core)")
+    parser.add_argument(
+        "--num-gpus",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="the share of a GPU for each worker on Ray (default: 0)",
+    )
     parser.set_defaults(run=_screen)
 
 

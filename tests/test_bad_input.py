@@ -140,9 +140,9 @@ def test_a_line_of_ten_megabytes(desk: Desk, name: str, before: str, after: str)
     assert len(error) < 500
 
 
-@pytest.mark.parametrize("name", ["p.doc", "p", "p.csv.gz"])
+@pytest.mark.parametrize("name", ["p.doc", "p", "p.doc.gz", "p.gz", "p.csv.bz2"])
 def test_an_unknown_format(desk: Desk, name: str) -> None:
-    assert "its suffix is none of .txt, .csv, .jsonl, .parquet" in desk.refusal(desk.write(name, "knight\n"))
+    assert "its suffix is none of .txt, .csv, .tsv, .jsonl, .parquet" in desk.refusal(desk.write(name, "knight\n"))
 
 
 def test_a_file_that_is_not_there(desk: Desk) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
+import gzip
+import hashlib
 import json
 import signal
 import tracemalloc
@@ -20,10 +24,10 @@ from latentguard.errors import DataError
 from latentguard.records import (
     MAX_PROMPT_CHARS,
     ConceptEntry,
+    PromptFile,
     PromptRow,
     check_output,
     check_prompts_file,
-    count_prompts,
     open_writer,
     read_concepts,
     read_prompts,
@@ -168,7 +172,7 @@ def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_is_reported_with_the_known_ones(file: File) -> None:
-    with pytest.raises(DataError, match=r"p\.xlsx: its suffix is none of \.txt, \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(DataError, match=r"p\.xlsx: its suffix is none of \.txt, \.csv, \.tsv, \.jsonl, \.parquet"):
         check_prompts_file(file("p.xlsx", "a cat"))
 
 
@@ -351,30 +355,89 @@ def test_the_csv_field_limit_of_the_process_is_left_alone(tmp_path: Path) -> Non
     assert csv.field_size_limit() == before
 
 
-# --- counting
+# --- compressed files, tabs, chosen fields
 
 
+def packed(path: Path, compression: str) -> Path:
+    """The file, compressed, in the place of itself."""
+    target = path.with_name(path.name + {"gzip": ".gz", "zstd": ".zst"}[compression])
+    with pa.CompressedOutputStream(str(target), compression) as stream:
+        stream.write(path.read_bytes())
+    path.unlink()
+    return target
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("suffix", [*FORMATS, ".tsv"])
+def test_a_compressed_file_is_read_as_what_is_in_it(tmp_path: Path, suffix: str, compression: str) -> None:
+    prompts = [f"a cat, no. {n}" for n in range(3_000)]
+    plain = write_prompts(tmp_path / ("p.csv" if suffix == ".tsv" else f"p{suffix}"), prompts)
+    if suffix == ".tsv":
+        with open(tmp_path / "p.tsv", "w", newline="") as handle:
+            csv.writer(handle, delimiter="\t").writerows([["id", "prompt"], *enumerate(prompts)])
+        plain = tmp_path / "p.tsv"
+    assert prompts_of(packed(plain, compression)) == prompts
+
+
+def test_a_gzip_of_several_members_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt.gz"
+    path.write_bytes(gzip.compress(b"a cat\na d") + gzip.compress(b"og\n"))
+    assert prompts_of(path) == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_rows_are_counted(tmp_path: Path, suffix: str) -> None:
-    assert count_prompts(write_prompts(tmp_path / f"p{suffix}", ["a cat"] * 3)) == 3
+def test_a_compressed_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: str, compression: str) -> None:
+    prompts = [f"{n} {'cat' * (n % 7)}" for n in range(3_000)]
+    path = packed(write_prompts(tmp_path / f"p{suffix}", prompts), compression)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert fault_of(path) == f"{path.name}: can't be read: Truncated compressed stream"
 
 
-def test_a_last_line_without_an_end_counts(file: File) -> None:
-    assert count_prompts(file("p.txt", "a cat\na dog")) == 2
+@pytest.mark.parametrize("name", ["p.txt.gz", "p.csv.zst"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused(file: File, name: str) -> None:
+    assert fault_of(file(name, f"prompt\n{SECRET}\n")).startswith(f"{name}: can't be read: ")
 
 
-def test_the_count_of_a_csv_is_never_too_low(file: File) -> None:
-    path = file("p.csv", 'prompt\n"a\ncat"\na dog\n')
-    assert (count_prompts(path) or 0) >= len(prompts_of(path))
+def test_a_line_that_unpacks_to_a_thousand_times_its_size_is_not_held(file: File) -> None:
+    path = file("p.txt.gz", gzip.compress(b"a" * 100_000_000, 1))
+    tracemalloc.start()
+    try:
+        fault = fault_of(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert fault == "p.txt.gz: line 1: is longer than 100,000 characters"
+    assert peak < 10_000_000
 
 
-@pytest.mark.parametrize("name", ["absent.txt", "absent.parquet", "p.xlsx"])
-def test_what_can_not_be_counted_has_no_count(tmp_path: Path, name: str) -> None:
-    assert count_prompts(tmp_path / name) is None
+def test_a_tsv_is_a_csv_with_tabs(file: File) -> None:
+    path = file("p.tsv", 'id\tprompt\n7\t"a ""cat"",\ta dog"\n')
+    assert list(read_prompts(path)) == [PromptRow(1, 'a "cat",\ta dog', {"id": "7"})]
+    assert fault_of(file("q.tsv", "id\tprompt\n7\n")) == "q.tsv: row 1 (line 2): has 1 field where the header has 2"
 
 
-def test_a_damaged_parquet_file_has_no_count(file: File) -> None:
-    assert count_prompts(file("p.parquet", "a cat")) is None
+@pytest.mark.parametrize("suffix", TABLES)
+def test_only_the_fields_that_are_asked_for_are_read(tmp_path: Path, suffix: str) -> None:
+    path = write_prompts(tmp_path / f"p{suffix}", ["a cat", "a dog"])
+    assert [row.fields for row in PromptFile(path, fields=())] == [{}, {}]
+    assert [int(row.fields["id"]) for row in PromptFile(path, fields=["id"])] == [0, 1]
+    assert PromptFile(path).other_columns() == ["id"]
+
+
+@pytest.mark.parametrize("suffix", [*FORMATS, ".txt.gz", ".csv.zst"])
+def test_the_bytes_that_were_read_grow_to_those_of_the_file(tmp_path: Path, suffix: str) -> None:
+    plain, _, end = suffix.removeprefix(".").partition(".")
+    prompts = [f"{n} {hashlib.sha256(str(n).encode()).hexdigest()}" for n in range(60_000)]
+    path = write_prompts(tmp_path / f"p.{plain}", prompts)
+    if end:
+        path = packed(path, {"gz": "gzip", "zst": "zstd"}[end])
+    prompt_file, seen = PromptFile(path), []
+    for row in prompt_file:
+        if row.number % 20_000 == 0:
+            seen.append(prompt_file.bytes_read / path.stat().st_size)
+    assert prompt_file.bytes_read == pytest.approx(path.stat().st_size, abs=1)
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1], abs=0.25)
 
 
 # --- concepts
@@ -545,6 +608,39 @@ def test_what_is_written_is_read_back(
 def test_a_value_of_another_type_is_refused(tmp_path: Path, suffix: str, change: dict[str, Any], fault: str) -> None:
     with pytest.raises(DataError, match=rf"o{suffix}: row 2: {fault}"):
         write(tmp_path / f"o{suffix}", [ROWS[0], ROWS[0] | change])
+
+
+ANY: list[Any] = ["a text", 5, -0.5, True, None, ["a", 1], {"k": [None]}]
+
+
+def test_an_object_column_takes_any_value(tmp_path: Path) -> None:
+    rows = [{"any": value} for value in ANY]
+    as_text = ["a text", "5", "-0.5", "true", None, '["a", 1]', '{"k": [null]}']
+    assert pq.read_table(write(tmp_path / "o.parquet", rows, {"any": object}))["any"].to_pylist() == as_text
+    lines = write(tmp_path / "o.jsonl", rows, {"any": object}).read_text().splitlines()
+    assert [json.loads(line)["any"] for line in lines] == ANY
+    with open(write(tmp_path / "o.csv", rows, {"any": object}), newline="") as handle:
+        assert [row["any"] for row in csv.DictReader(handle)] == [text or "" for text in as_text]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
+        (decimal.Decimal("1.50"), "1.50"),
+        (float("nan"), None),
+        ([float("inf")], [None]),
+        (np.float32(0.5), 0.5),
+    ],
+)
+def test_values_that_json_lacks_have_a_form_in_it(tmp_path: Path, value: object, written: object) -> None:
+    path = write(tmp_path / "o.jsonl", [{"any": value}], {"any": object})
+    assert json.loads(path.read_text()) == {"any": written}
+
+
+def test_bytes_have_no_form_as_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 1: field 'any' is bytes, which can't be written as text"):
+        write(tmp_path / "o.jsonl", [{"any": b"a"}], {"any": object})
 
 
 @pytest.mark.parametrize("check", [check_output, lambda path: open_writer(path, COLUMNS)])

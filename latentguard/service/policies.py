@@ -7,7 +7,6 @@ fingerprint of what is in force stands in every audit entry.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -20,8 +19,8 @@ import sqlalchemy as sa
 
 from latentguard.bank import checked_concept, concept_key
 from latentguard.errors import ConceptError, LatentGuardError
+from latentguard.fingerprint import fingerprint, model_fingerprint
 from latentguard.guard import LatentGuard
-from latentguard.policy import Policy
 from latentguard.records import ConceptEntry
 from latentguard.service.database import METADATA, Database
 from latentguard.service.errors import ConceptExistsError, ConceptNotFoundError, PreconditionFailedError
@@ -228,26 +227,6 @@ class Policies:
             if (latest or 0) != after.version - 1:
                 raise PreconditionFailedError("another change was made at the same moment")
             connection.execute(VERSIONS.insert(), row)
-
-
-def model_fingerprint(guard: LatentGuard) -> str:
-    """64 hexadecimal digits over the guard's encoder, its layers and all trained numbers."""
-    digest = hashlib.sha256(json.dumps([guard.encoder.name, list(guard.encoder.layers)]).encode())
-    for module in (guard.mapping, *(() if guard.heads is None else (guard.heads.scale, guard.heads.prompt_head))):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode() + str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    if guard.heads is not None:
-        digest.update(json.dumps(asdict(guard.heads.combination)).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(guard: LatentGuard, model: str) -> str:
-    """64 hexadecimal digits over the model, the concepts in any order, and all thresholds."""
-    policy: Policy = guard.policy
-    concepts = sorted(json.dumps(asdict(entry)) for entry in guard.concepts)
-    content = [model, concepts, policy.threshold, policy.flag_margin, sorted(policy.categories.items())]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _read(text: str) -> Changes:

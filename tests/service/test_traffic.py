@@ -7,8 +7,8 @@ import pytest
 
 from latentguard import LatentGuard, Policy
 from latentguard.errors import ConceptError
+from latentguard.fingerprint import fingerprint
 from latentguard.records import ConceptEntry
-from latentguard.service.policies import fingerprint
 from latentguard.service.traffic import Traffic
 
 PROMPTS = ["a red wine on the table", "a knife fight", "a dog in a field", "portrait of a knight", "two boats"]
