@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.bank import bank
 from benchmarks.end_to_end import check, check_batch, evidence
+from benchmarks.lite import lite, start
 from benchmarks.memory import memory
 from benchmarks.pipeline import pipeline
 from benchmarks.report import Figure, table
@@ -30,6 +31,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Figure]]] = {
     "bank": bank,
     "memory": memory,
     "pipeline": pipeline,
+    "lite": lite,
+    "start": start,
 }
 
 

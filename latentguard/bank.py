@@ -8,25 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
-from latentguard.encoders.base import TextEncoder, Window
+from latentguard.arrays import Array, as_numpy, joined, placed, single
+from latentguard.encoders.base import TextEncoder, Window, batches
 from latentguard.errors import ConceptError, PolicyError, WeightsError
 from latentguard.files import atomic_path
-from latentguard.heads import Heads
 from latentguard.lexicon import NAMELESS, LexicalMatcher, NameForms
-from latentguard.mapping import ConceptQueries, MappingLayer
 from latentguard.normalize import normalize
 from latentguard.policy import checked_threshold
 from latentguard.reading import ReadConcept
 from latentguard.records import ConceptEntry
 
+if TYPE_CHECKING:
+    from latentguard.heads import Heads
+    from latentguard.mapping import ConceptQueries, MappingLayer
+
 _FORMAT = "latentguard-bank-1"
-_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class BankSnapshot:
     """
 
     concepts: tuple[ConceptEntry, ...]
-    embeddings: Tensor
+    embeddings: Array
     queries: ConceptQueries
     scoring: ConceptScoring | None = None
 
@@ -48,7 +50,7 @@ class BankSnapshot:
 
     def rows(self, places: Sequence[int]) -> BankSnapshot:
         """The concepts at ``places``, in that order."""
-        rows = torch.tensor(places, dtype=torch.long, device=self.embeddings.device)
+        rows = np.array(places, dtype=np.int64)
         return BankSnapshot(
             tuple(self.concepts[i] for i in places),
             self.embeddings[rows],
@@ -65,13 +67,13 @@ class ConceptScoring:
     of their categories among the prompt head's log-odds, ``matcher`` finds their names.
     """
 
-    moments: Tensor
-    categories: Tensor
+    moments: Array
+    categories: Array
     matcher: LexicalMatcher
 
     def rows(self, places: Sequence[int]) -> ConceptScoring:
         """The same for the concepts at ``places``, in that order."""
-        rows = torch.tensor(places, dtype=torch.long, device=self.moments.device)
+        rows = np.array(places, dtype=np.int64)
         return ConceptScoring(self.moments[rows], self.categories[rows], self.matcher.rows(places))
 
 
@@ -100,7 +102,7 @@ class ConceptBank:
         self._mapping = mapping
         self._heads = heads
         self._lock = threading.Lock()
-        self._snapshot = self._made((), (), torch.empty(0, encoder.width, device=encoder.device))
+        self._snapshot = self._made((), (), placed(np.empty((0, encoder.width), dtype=np.float32), encoder.device))
         self.extend(concepts)
 
     @property
@@ -163,8 +165,8 @@ class ConceptBank:
             )
             self._snapshot = BankSnapshot(
                 old.concepts + more.concepts,
-                torch.cat([old.embeddings, more.embeddings]),
-                ConceptQueries.join(old.queries, more.queries),
+                joined(old.embeddings, more.embeddings),
+                old.queries.join(more.queries),
                 more.scoring,
             )
 
@@ -199,7 +201,7 @@ class ConceptBank:
             "concepts": json.dumps([asdict(concept) for concept in now.concepts], ensure_ascii=False),
         }
         # To memory first: save_file of safetensors reports a full disk as an error of its own.
-        content = save({"embeddings": now.embeddings.cpu().contiguous()}, metadata=described)
+        content = save({"embeddings": np.ascontiguousarray(as_numpy(now.embeddings))}, metadata=described)
         with atomic_path(Path(path)) as temporary:
             temporary.write_bytes(content)
 
@@ -214,10 +216,10 @@ class ConceptBank:
         """
         path = Path(path)
         try:
-            with safe_open(str(path), framework="pt") as file:
+            with safe_open(str(path), framework="numpy") as file:
                 described = file.metadata() or {}
                 embeddings = file.get_tensor("embeddings")
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: of a number's type that numpy lacks
             raise WeightsError(f"{path}: not a readable concept bank ({error})") from error
         if described.get("format") != _FORMAT:
             raise WeightsError(f"{path}: not a concept bank of this project")
@@ -228,39 +230,38 @@ class ConceptBank:
         except (KeyError, TypeError, ValueError, RecursionError, ConceptError, PolicyError) as error:
             raise WeightsError(f"{path}: its list of concepts can't be read ({error})") from error
         if embeddings.shape != (len(concepts), encoder.width):
-            raise WeightsError(f"{path}: {tuple(embeddings.shape)} embeddings for {len(concepts)} concepts")
-        if not bool(torch.isfinite(embeddings).all()):
+            raise WeightsError(f"{path}: {embeddings.shape} embeddings for {len(concepts)} concepts")
+        if not np.isfinite(embeddings).all():
             raise WeightsError(f"{path}: holds numbers that are not finite")
         bank = cls(encoder, mapping, heads=heads)
         names = [bank._forms(concept.name) for concept in concepts]
-        bank._snapshot = bank._made(concepts, names, embeddings.float().to(encoder.device))
+        bank._snapshot = bank._made(concepts, names, placed(single(embeddings), encoder.device))
         return bank
 
     def _made(
         self,
         concepts: tuple[ConceptEntry, ...],
         names: Sequence[NameForms | None],
-        embeddings: Tensor,
+        embeddings: Array,
         before: ConceptScoring | None = None,
     ) -> BankSnapshot:
         """A snapshot of ``concepts`` alone, but that its ``scoring`` goes on from that of the concepts ``before``."""
         queries = self._mapping.queries(embeddings)
         if self._heads is None:
             return BankSnapshot(concepts, embeddings, queries)
-        categories = [self._heads.category_of(concept.category) for concept in concepts]
-        with torch.inference_mode():
-            moments = self._heads.scale(queries)
+        known = self._heads.prompt_head.shape
+        categories = np.array([known.category_of(concept.category) for concept in concepts], dtype=np.int64)
         matcher = LexicalMatcher() if before is None else before.matcher
         scoring = ConceptScoring(
-            moments,
-            torch.tensor(categories, dtype=torch.long, device=embeddings.device),
+            self._heads.moments(queries),
+            placed(categories, self._encoder.device),
             matcher.extended([NAMELESS if name is None else name for name in names]),
         )
         if before is not None:
             scoring = replace(
                 scoring,
-                moments=torch.cat([before.moments, scoring.moments]),
-                categories=torch.cat([before.categories, scoring.categories]),
+                moments=joined(before.moments, scoring.moments),
+                categories=joined(before.categories, scoring.categories),
             )
         return BankSnapshot(concepts, embeddings, queries, scoring)
 
@@ -273,12 +274,11 @@ class ConceptBank:
     def _forms(self, name: str) -> NameForms | None:
         return None if self._heads is None else NameForms.of(name, self._heads.rarity)
 
-    def _embed(self, windows: Sequence[Window]) -> Tensor:
-        parts = [
-            self._encoder.encode_windows(windows[i : i + _AT_A_TIME]).pooled for i in range(0, len(windows), _AT_A_TIME)
-        ]
-        embeddings = torch.cat(parts).float()
-        if not bool(torch.isfinite(embeddings).all()):
+    def _embed(self, windows: Sequence[Window]) -> Array:
+        encoded = list(batches([len(window.ids) for window in windows], self._encoder.device))
+        parts = [self._encoder.encode_windows([windows[i] for i in batch]).pooled for batch in encoded]
+        embeddings = single(joined(*parts))[np.argsort(np.concatenate(encoded))]
+        if not np.isfinite(as_numpy(embeddings)).all():
             raise ConceptError("the encoder gave no finite numbers for a concept")
         return embeddings
 

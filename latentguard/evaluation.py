@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
+from latentguard.arrays import NUMPY, missing_torch
 from latentguard.calibration import reliability
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
 from latentguard.lexicon import LexicalMatcher, WordRarity
-from latentguard.mapping import with_pooled
 from latentguard.naming import Naming
 from latentguard.normalize import normalize
-from latentguard.plots import plot_latent_space, plot_reliability, plot_roc, plot_score_histogram
 from latentguard.records import PromptRow, read_prompts
 
 _LABEL = "unsafe"
@@ -103,6 +101,8 @@ def read_evaluation_set(path: str | Path, *, column: str = "prompt", reference: 
 
 def separation(scores: np.ndarray, unsafe: np.ndarray) -> Separation:
     """The figures of scores [n] (higher is more unsafe) against labels [n]; DataError if all labels are the same."""
+    from sklearn.metrics import roc_auc_score
+
     if unsafe.all() or not unsafe.any():
         raise DataError("separation needs both unsafe and harmless prompts")
     return Separation(
@@ -237,6 +237,8 @@ def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.
     """Draw the ROC curves of all files labelled both unsafe and harmless, each file's score histogram, each such file's
     t-SNE before and after the mapping layer and, where verdicts have a probability, its reliability, as PNG into
     ``folder``; returns the files."""
+    from latentguard.plots import plot_latent_space, plot_reliability, plot_roc, plot_score_histogram
+
     drawn = []
     labelled = [(one, of_one) for one, of_one in zip(data, scores, strict=True) if _has_both(one.unsafe)]
     if labelled:
@@ -263,12 +265,15 @@ def draw(guard: LatentGuard, data: Sequence[EvaluationSet], scores: Sequence[np.
 
 def latent_space(guard: LatentGuard, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts before and after the mapping layer: pooled states [n, D], and v' [n, O] as each prompt's nearest concept
-    sees it. Of a prompt longer than the encoder's window, the first window."""
+    sees it. Of a prompt longer than the encoder's window, the first window. MissingDependencyError for a guard whose
+    device is "numpy", which doesn't keep v'."""
+    if str(guard.encoder.device) == str(NUMPY):
+        raise missing_torch("drawing the latent space")
     snapshot = guard.concepts.snapshot
     before, after = [], []
     for prompt in prompts:
         states = guard.encoder.encode([normalize(prompt)])
-        z, mask = with_pooled(states)
+        z, mask = guard.mapping.attended(states)
         nearest = guard.mapping.score(snapshot.queries, z, mask)[0].argmax()
         mapped = guard.mapping.mapped(snapshot.embeddings[nearest][None], z, mask)
         before.append(states.pooled[0].float().cpu().numpy())

@@ -9,30 +9,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
+from latentguard.arrays import Array, as_numpy, placed
 from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
-from latentguard.encoders.base import TextEncoder, TokenStates, Window
+from latentguard.encoders.base import TextEncoder, TokenStates, Window, batches
 from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
-from latentguard.heads import Heads
 from latentguard.lexicon import TextForms
-from latentguard.mapping import Attribution, MappingLayer, with_pooled
 from latentguard.normalize import normalize
 from latentguard.policy import Policy
-from latentguard.reading import Contributions, ReadPrompt
+from latentguard.reading import Attribution, Contributions, ReadPrompt
 from latentguard.records import MAX_PROMPT_CHARS, ConceptEntry
 from latentguard.verdict import Explanation, TokenContribution, Verdict
-from latentguard.weights import find_weights, load_weights
+from latentguard.weights import find_weights, read_weights
 from latentguard.wording import word_spans
+
+if TYPE_CHECKING:
+    from latentguard.heads import Heads
+    from latentguard.mapping import MappingLayer
 
 _Prompt = TypeVar("_Prompt")
 _PROMPTS_AT_A_TIME = 512
-# Padding included. What a processor's caches hold is encoded twice as fast as what they don't; a GPU wants more.
-_TOKENS_AT_A_TIME = {"cpu": 512, "cuda": 16_384}
 
 
 class LatentGuard:
@@ -71,8 +71,8 @@ class LatentGuard:
                 f"the encoder {encoder.name} gives {encoder.width}"
             )
         self.encoder = encoder
-        self.mapping = mapping.to(encoder.device).eval()
-        self.heads = None if heads is None else heads.to(encoder.device)
+        self.mapping = mapping.on(encoder.device)
+        self.heads = None if heads is None else heads.on(encoder.device)
         self.policy = policy
         self.concepts = ConceptBank(encoder, self.mapping, concepts, self.heads)
 
@@ -96,7 +96,8 @@ class LatentGuard:
             concepts: the bank to use instead of the one that came with the weights.
             threshold: the score from which a prompt is blocked, instead of the one that came with the weights.
             policy: a whole policy, instead of a threshold.
-            device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+            device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ..., or "numpy": the processor without
+                PyTorch, as "auto" and "cpu" are where PyTorch is not installed. See docs/lite.md.
             encoder: a loaded encoder of the kind that the weights were trained on; loaded by its name if left out.
             precision: the embedded encoder's arithmetic, "int8" or "fp32"; its fastest on the device if left out.
             threads: processor threads of an encoder that is loaded; all that the process may use if left out.
@@ -104,12 +105,13 @@ class LatentGuard:
         Raises:
             WeightsError: the weights can't be had, are damaged, or belong to another encoder.
             EncoderError: the encoder can't be loaded.
+            MissingDependencyError: what was asked for needs a package that is not installed.
             ConceptError, PolicyError: ``concepts``, ``threshold`` or ``policy`` can't be used.
         """
         if policy is not None and threshold is not None:
             raise PolicyError("give a threshold or a policy, not both")
-        weights = load_weights(find_weights(name_or_dir))
-        config = weights.config
+        stored = read_weights(find_weights(name_or_dir))
+        config = stored.config
         if encoder is None:
             encoder = load_encoder(
                 config.encoder,
@@ -123,6 +125,7 @@ class LatentGuard:
             raise WeightsError(f"these weights belong to the encoder {config.encoder}, not to {encoder.name}")
         elif encoder.layers != (layers := config.layers or (encoder.depth,)):
             raise WeightsError(f"these weights belong to the encoder's layers {layers}, not {encoder.layers}")
+        weights = stored.loaded(encoder.device)
         if policy is None:
             policy = Policy(config.threshold if threshold is None else threshold)
         bank = weights.concepts if concepts is None else concepts
@@ -212,11 +215,8 @@ class LatentGuard:
         thresholds = _usable_thresholds(snapshot, policy)
         texts = [None if prompt is None else scorable(prompt, i) for i, prompt in enumerate(prompts)]
         forms = [None if text is None else _forms(text, snapshot) for text in texts]
-        device = self.encoder.device
-        z, mask = with_pooled(
-            TokenStates(states.hidden.float().to(device), states.mask.to(device), states.pooled.float().to(device))
-        )
-        scores = self._with_names(self._window_scores(snapshot, z, mask, policy).cpu().numpy(), forms, snapshot)
+        z, mask = self.mapping.attended(states)
+        scores = self._with_names(as_numpy(self._window_scores(snapshot, z, mask, policy)), forms, snapshot)
         known = [prompt or "" for prompt in prompts]
         return list(self._verdicts(known, scores, thresholds, snapshot, policy))
 
@@ -273,10 +273,9 @@ class LatentGuard:
             windows += prompt.windows
             owners += [owner] * len(prompt.windows)
         scores = np.full((len(prompts), len(snapshot.concepts)), -np.inf, dtype=np.float32)
-        tokens = _TOKENS_AT_A_TIME.get(self.encoder.device.type, _TOKENS_AT_A_TIME["cuda"])
-        for batch in _batches([len(window.ids) for window in windows], tokens):
-            z, mask = with_pooled(self.encoder.encode_windows([windows[i] for i in batch]))
-            of_windows = self._window_scores(snapshot, z, mask, policy).cpu().numpy()
+        for batch in batches([len(window.ids) for window in windows], self.encoder.device):
+            z, mask = self.mapping.attended(self.encoder.encode_windows([windows[i] for i in batch]))
+            of_windows = as_numpy(self._window_scores(snapshot, z, mask, policy))
             np.maximum.at(scores, [owners[i] for i in batch], of_windows)
         return self._with_names(scores, [prompt.forms for prompt in prompts], snapshot)
 
@@ -291,25 +290,22 @@ class LatentGuard:
                     row[match.concepts] += self.heads.combination.of_grades(match)
         return scores
 
-    def _window_scores(
-        self, snapshot: BankSnapshot, z: torch.Tensor, mask: torch.Tensor, policy: Policy
-    ) -> torch.Tensor:
+    def _window_scores(self, snapshot: BankSnapshot, z: Array, mask: Array, policy: Policy) -> Array:
         """Scores [B, N] of windows z [B, L', D] with mask [B, L'], but for the names that a text spells out."""
         scores = self.mapping.score(snapshot.queries, z, mask)
         if self.heads is None or snapshot.scoring is None:
             return scores
         combination, scoring = self.heads.combination, snapshot.scoring
         harm = self.heads.harm(z, mask, self._enabled(policy))[:, scoring.categories]
-        mean, spread = scoring.moments.unbind(-1)
+        mean, spread = scoring.moments[:, 0], scoring.moments[:, 1]
         return combination.concept * (scores - mean) / spread + combination.prompt * harm + combination.bias
 
-    def _enabled(self, policy: Policy) -> torch.Tensor | None:
+    def _enabled(self, policy: Policy) -> list[bool] | None:
         """Which of the prompt head's categories [K] the policy leaves switched on; None for all."""
         if self.heads is None or not any(threshold is None for threshold in policy.categories.values()):
             return None
         known = self.heads.prompt_head.shape.categories
-        on = [policy.categories.get(name, 0.0) is not None for name in known]
-        return torch.tensor(on, device=self.encoder.device)
+        return [policy.categories.get(name, 0.0) is not None for name in known]
 
     def _explainer(self, snapshot: BankSnapshot, policy: Policy) -> Callable[[Verdict], Explanation]:
         """Explains verdicts against the bank they were made with, whatever has become of the guard's bank since."""
@@ -329,8 +325,8 @@ class LatentGuard:
     def _contributions(self, prompt: ReadPrompt, place: int, snapshot: BankSnapshot, policy: Policy) -> Contributions:
         """What each part of a prompt adds to its score against the concept at ``place``."""
         only = snapshot.row(place)
-        states = [with_pooled(self.encoder.encode_windows([window])) for window in prompt.windows]
-        scores = [float(self._window_scores(only, z, mask, policy)) for z, mask in states]
+        states = [self.mapping.attended(self.encoder.encode_windows([window])) for window in prompt.windows]
+        scores = [self._window_scores(only, z, mask, policy).item() for z, mask in states]
         best = int(np.argmax(scores))
         z, mask = states[best]
         pooling = self._pooling_shares(prompt.windows[best], mask[0, 1:])
@@ -344,16 +340,16 @@ class LatentGuard:
                 shares = self.heads.combination.of_grades(match)
                 for concept, words, share in zip(match.concepts, match.words, shares, strict=True):
                     naming |= dict.fromkeys(words, float(share) / len(words)) if concept == place else {}
-        return Contributions(best, tuple(attribution.positions.cpu().tolist()), naming, attribution.bias)
+        return Contributions(best, tuple(as_numpy(attribution.positions).tolist()), naming, attribution.bias)
 
     def _with_heads(
         self,
         attribution: Attribution,
         heads: Heads,
         scoring: ConceptScoring,
-        z: torch.Tensor,
-        mask: torch.Tensor,
-        pooling: torch.Tensor,
+        z: Array,
+        mask: Array,
+        pooling: Array,
         policy: Policy,
     ) -> Attribution:
         """The whole score of one concept taken apart, from the mapping layer's part of it."""
@@ -373,13 +369,13 @@ class LatentGuard:
             share * (attribution.bias - mean) + combination.prompt * rest + combination.bias,
         )
 
-    def _pooling_shares(self, window: Window, mask: torch.Tensor) -> torch.Tensor:
+    def _pooling_shares(self, window: Window, mask: Array) -> Array:
         """How much each position [L] has in the pooled state."""
         if self.encoder.pooling == "mean":
             return mask / mask.sum()
-        shares = torch.zeros(mask.shape[0], device=mask.device)
+        shares = np.zeros(mask.shape[0], dtype=np.float32)
         shares[0 if self.encoder.pooling == "cls" else len(window.ids) - 1] = 1.0
-        return shares
+        return placed(shares, self.encoder.device)
 
 
 def _usable_thresholds(snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
@@ -397,18 +393,6 @@ def _chunks(prompts: Iterable[_Prompt], size: int) -> Iterator[tuple[int, list[_
     while chunk := list(islice(iterator, size)):
         yield start, chunk
         start += len(chunk)
-
-
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """The places of all windows of these lengths, in batches of like ones, of so many tokens with padding at most."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > tokens:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def scorable(prompt: object, place: int) -> str:

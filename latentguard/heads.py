@@ -18,19 +18,18 @@ score is a log-odds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentguard.lexicon import LexicalMatch, WordRarity
+from latentguard.lexicon import WordRarity
 from latentguard.mapping import ConceptQueries, real_lengths
-from latentguard.naming import Naming
 from latentguard.prompt_head import PromptHead, any_category
-
-_LEAST = -20.0  # log-odds of any category when a policy has switched all of them off
+from latentguard.shapes import LEAST_LOG_ODDS
+from latentguard.shapes import Combination as Combination
 
 
 class ConceptScale(nn.Module):
@@ -47,28 +46,6 @@ class ConceptScale(nn.Module):
 
 
 @dataclass(frozen=True)
-class Combination:
-    """The weights of the score: ``concept`` α, ``part`` and ``named`` β, ``prompt`` η, ``bias`` b."""
-
-    concept: float
-    part: float
-    named: float
-    prompt: float
-    bias: float
-
-    def of_grades(self, match: LexicalMatch) -> np.ndarray:
-        """What each hit adds to its concept's score [m], float32."""
-        added: np.ndarray = self.naming()[match.grades] * match.rarity
-        return added
-
-    def naming(self) -> np.ndarray:
-        """β by grade of naming [4], float32; 0 for none."""
-        by_grade = np.zeros(max(Naming) + 1, dtype=np.float32)
-        by_grade[[Naming.PART, Naming.FULL, Naming.EXACT]] = self.part, self.named, self.named
-        return by_grade
-
-
-@dataclass(frozen=True)
 class Heads:
     """Everything beside the mapping layer that a score needs."""
 
@@ -77,17 +54,18 @@ class Heads:
     combination: Combination
     rarity: WordRarity
 
-    def to(self, device: torch.device) -> Heads:
+    def on(self, device: torch.device) -> Heads:
         """The same on ``device``, in eval mode."""
         return Heads(self.prompt_head.to(device).eval(), self.scale.to(device).eval(), self.combination, self.rarity)
 
-    def category_of(self, name: str | None) -> int:
-        """The number of a category; that of "any of them", K, for a name that the prompt head doesn't know."""
-        known = self.prompt_head.shape.categories
-        return known.index(name) if name in known else len(known)
+    @torch.inference_mode()
+    def moments(self, queries: ConceptQueries) -> Tensor:
+        """Mean and spread [N, 2] of the scores of N concepts with harmless prompts; no gradient."""
+        found: Tensor = self.scale(queries)
+        return found
 
     @torch.inference_mode()
-    def harm(self, z: Tensor, mask: Tensor, enabled: Tensor | None = None) -> Tensor:
+    def harm(self, z: Tensor, mask: Tensor, enabled: Sequence[bool] | None = None) -> Tensor:
         """Evidence of harm [B, K + 1], log(1 + e · odds), in prompts z [B, L', D]: of each category, then of any.
 
         Categories that ``enabled`` [K] leaves out have no part in the last one.
@@ -99,6 +77,8 @@ class Heads:
             log_odds = torch.cat(each)
         else:
             log_odds = self.prompt_head(z, mask)
-        counted = log_odds if enabled is None else log_odds.masked_fill(~enabled, -torch.inf)
-        log_odds = torch.cat([log_odds, any_category(counted)[:, None].clamp_min(_LEAST)], dim=1)
+        counted = log_odds
+        if enabled is not None:
+            counted = log_odds.masked_fill(~torch.tensor(enabled, device=z.device), -torch.inf)
+        log_odds = torch.cat([log_odds, any_category(counted)[:, None].clamp_min(LEAST_LOG_ODDS)], dim=1)
         return F.softplus(log_odds + 1)

@@ -12,7 +12,8 @@ The same formula stands here twice. :meth:`MappingLayer.forward` is the plain, d
 :meth:`MappingLayer.score` is the one that answers prompts: whatever depends on the concept alone was computed when the
 bank was built (:class:`ConceptQueries`), keys and values are computed once per prompt and not once per concept, the
 concepts come last in the big intermediate results, so that every step runs along them, and W_v' is applied to the
-values or to the result, whichever is less work. Tests hold the two together.
+values or to the result, whichever is less work. :mod:`latentguard.lite.mapping` has it in numpy, for where PyTorch is
+not installed. Tests hold the three together.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import math
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentguard.encoders.base import TokenStates
+from latentguard.reading import Attribution
+from latentguard.shapes import MappingShape as MappingShape
 
 INITIAL_TEMPERATURE = 1 / 0.07
 # Concepts compared at a time: their attention weights stay in a CPU's cache.
@@ -35,16 +39,6 @@ _CONCEPTS_AT_A_TIME = 768
 _WEIGHTS_AT_A_TIME = 1 << 26
 # While a sum of exponentials lies between this and its inverse, none of those that count has lost precision.
 _LARGEST_SUM = 1e26
-
-
-@dataclass(frozen=True)
-class MappingShape:
-    """The sizes of a mapping layer: encoder width D, heads H of width d, output width O."""
-
-    width: int
-    heads: int = 16
-    head_width: int = 32
-    output: int = 128
 
 
 @dataclass(frozen=True)
@@ -60,24 +54,15 @@ class ConceptQueries:
     def __len__(self) -> int:
         return self.direction.shape[0]
 
-    def rows(self, index: Tensor | slice) -> ConceptQueries:
+    def rows(self, index: Tensor | np.ndarray | slice) -> ConceptQueries:
         """The same for the concepts at ``index``, in that order."""
         return ConceptQueries(self.query[..., index].contiguous(), self.direction[index].contiguous())
 
-    @staticmethod
-    def join(first: ConceptQueries, second: ConceptQueries) -> ConceptQueries:
-        """The concepts of ``first``, then those of ``second``."""
+    def join(self, other: ConceptQueries) -> ConceptQueries:
+        """These concepts, then the others."""
         return ConceptQueries(
-            torch.cat([first.query, second.query], dim=-1), torch.cat([first.direction, second.direction])
+            torch.cat([self.query, other.query], dim=-1), torch.cat([self.direction, other.direction])
         )
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """A score taken apart: ``positions`` [L], without the pooled state, and ``bias`` sum to it."""
-
-    positions: Tensor
-    bias: float
 
 
 def with_pooled(states: TokenStates) -> tuple[Tensor, Tensor]:
@@ -141,6 +126,17 @@ class MappingLayer(nn.Module):
         a = logits.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=-1)
         mapped: Tensor = self.value_output(torch.einsum("bhnl,blhd->bnhd", a, v).flatten(2))
         return mapped
+
+    def on(self, device: torch.device) -> MappingLayer:
+        """The layer, on ``device`` and in eval mode."""
+        return self.to(device).eval()
+
+    def attended(self, states: TokenStates) -> tuple[Tensor, Tensor]:
+        """:func:`with_pooled` of states from any device and in any precision, for this layer."""
+        device = self.temperature.device
+        return with_pooled(
+            TokenStates(states.hidden.float().to(device), states.mask.to(device), states.pooled.float().to(device))
+        )
 
     @torch.no_grad()
     def queries(self, concepts: Tensor) -> ConceptQueries:

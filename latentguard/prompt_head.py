@@ -14,22 +14,12 @@ and a harmless class whose logit is 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentguard.mapping import Attribution
-
-
-@dataclass(frozen=True)
-class PromptHeadShape:
-    """The sizes of a prompt head: encoder width D, hidden width, and the names of its K categories."""
-
-    width: int
-    categories: tuple[str, ...]
-    hidden: int = 192
+from latentguard.reading import Attribution
+from latentguard.shapes import PromptHeadShape as PromptHeadShape
 
 
 class PromptHead(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latentguard.arrays import Array
 from latentguard.encoders.base import Window
 from latentguard.lexicon import NameForms, TextForms
 from latentguard.records import ConceptEntry
@@ -40,6 +41,14 @@ class ReadConcept:
     entry: ConceptEntry
     window: Window
     forms: NameForms | None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A score taken apart: ``positions`` [L], without the pooled state, and ``bias`` sum to it."""
+
+    positions: Array
+    bias: float
 
 
 @dataclass(frozen=True)

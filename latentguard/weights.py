@@ -17,22 +17,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
 
+from latentguard.arrays import NumpyDevice, chosen_device
 from latentguard.errors import DataError, PolicyError, WeightsError
 from latentguard.files import atomic_path
-from latentguard.heads import Combination, ConceptScale, Heads
 from latentguard.lexicon import WordRarity
-from latentguard.mapping import MappingLayer, MappingShape
 from latentguard.policy import checked_threshold
-from latentguard.prompt_head import PromptHead, PromptHeadShape
 from latentguard.records import ConceptEntry, read_concepts
+from latentguard.shapes import Combination, MappingShape, PromptHeadShape
 from latentguard.shipped import shipped_path
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from latentguard.heads import Heads
+    from latentguard.mapping import MappingLayer
+
+    _Module = TypeVar("_Module", bound=nn.Module)
+_T = TypeVar("_T")
 
 DEFAULT_MODEL = "minilm-l6"
 _FORMAT = 1
@@ -120,12 +126,57 @@ def _download(hub_id: str) -> Path:
     return folder
 
 
-def load_weights(folder: str | Path) -> Weights:
-    """Read a weights folder; the layer is in eval mode, frozen, on the CPU.
+@dataclass(frozen=True)
+class StoredWeights:
+    """What a weights folder holds, checked but for its tensors, of which no layer is made yet.
+
+    Attributes:
+        folder: where it was read.
+        config: what ``config.json`` says.
+        content: the bytes of ``model.safetensors``, whose SHA-256 is the config's.
+        concepts: the default bank.
+        rarity: what ``lexicon.json`` says, None where the folder holds the mapping layer alone.
+    """
+
+    folder: Path
+    config: WeightsConfig
+    content: bytes = field(repr=False)
+    concepts: tuple[ConceptEntry, ...]
+    rarity: WordRarity | None
+
+    def loaded(self, device: torch.device | NumpyDevice) -> Weights:
+        """The weights as layers of the device's kind, on the CPU, in eval mode and frozen; errors as `load_weights`."""
+        path = self.folder / _MODEL
+        try:
+            if isinstance(device, NumpyDevice):
+                from latentguard.lite.weights import numpy_layers
+
+                mapping, heads = numpy_layers(self, path)
+            else:
+                mapping, heads = _torch_layers(self, path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+        return Weights(self.config, mapping, self.concepts, heads)
+
+    def by_layer(self, state: Mapping[str, _T]) -> tuple[dict[str, _T], dict[str, _T], dict[str, _T]]:
+        """The named tensors of mapping layer, prompt head and scale; WeightsError for heads that the config lacks."""
+        if self.rarity is None and any(name.startswith(_HEADS) for name in state):
+            raise WeightsError(f"{self.folder / _MODEL}: holds heads that {_CONFIG} knows nothing of")
+        head, scale = ({n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _HEADS)
+        return {name: tensor for name, tensor in state.items() if not name.startswith(_HEADS)}, head, scale
+
+
+def load_weights(folder: str | Path, device: torch.device | NumpyDevice | None = None) -> Weights:
+    """Read a weights folder; the layers are of the kind that ``device`` takes, on the CPU, in eval mode and frozen.
 
     Raises:
         WeightsError: a file is missing or damaged, or says what this version can't follow.
     """
+    return read_weights(folder).loaded(chosen_device("cpu") if device is None else device)
+
+
+def read_weights(folder: str | Path) -> StoredWeights:
+    """What a weights folder holds, without PyTorch; errors as :func:`load_weights`."""
     folder = Path(folder)
     described = _read_config(folder / _CONFIG)
     try:
@@ -154,14 +205,10 @@ def load_weights(folder: str | Path) -> Weights:
     if hashlib.sha256(content).hexdigest() != digest:
         raise WeightsError(f"{path}: damaged or truncated: its SHA-256 is not the one in {_CONFIG}")
     try:
-        state = load(content)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    try:
         concepts = tuple(read_concepts(folder / _CONCEPTS))
     except DataError as error:
         raise WeightsError(f"{folder.name}: {error}") from error
-    return Weights(config, _mapping(config.shape, state, path), concepts, _heads(config, state, folder))
+    return StoredWeights(folder, config, content, concepts, _rarity(config, folder))
 
 
 def save_weights(
@@ -177,6 +224,8 @@ def save_weights(
     Raises:
         DataError, WeightsError: the folder can't be made, or a file in it can't be written.
     """
+    from safetensors.torch import save
+
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -264,6 +313,8 @@ def read_official(path: str | Path) -> MappingLayer:
     Raises:
         WeightsError: the file is missing, is not such a checkpoint, or holds anything but tensors.
     """
+    import torch
+
     path = Path(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -314,40 +365,48 @@ def import_official(
 
 
 def _mapping(shape: MappingShape, state: Mapping[str, Tensor], path: Path) -> MappingLayer:
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(_HEADS)}
-    return _filled(lambda: MappingLayer(shape), own, path)
+    from latentguard.mapping import MappingLayer
+
+    return _filled(lambda: MappingLayer(shape), state, path)
 
 
-def _heads(config: WeightsConfig, state: Mapping[str, Tensor], folder: Path) -> Heads | None:
-    shape, combination, path = config.prompt_head, config.combination, folder / _MODEL
-    if shape is None or combination is None:
-        if any(name.startswith(_HEADS) for name in state):
-            raise WeightsError(f"{path}: holds heads that {_CONFIG} knows nothing of")
+def _rarity(config: WeightsConfig, folder: Path) -> WordRarity | None:
+    if config.prompt_head is None:
         return None
-    if shape.width != config.shape.width:
+    if config.prompt_head.width != config.shape.width:
         raise WeightsError(f"{folder / _CONFIG}: the heads take states of another width than the mapping layer")
-    head, scale = ({n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in _HEADS)
     try:
         words = (folder / _LEXICON).read_bytes()
     except OSError as error:
         raise WeightsError(f"{folder / _LEXICON}: {error.strerror or error}") from error
     try:
-        rarity = WordRarity.from_bytes(words)
+        return WordRarity.from_bytes(words)
     except WeightsError as error:
         raise WeightsError(f"{folder / _LEXICON}: {error}") from error
-    return Heads(
-        _filled(lambda: PromptHead(shape), head, path),
-        _filled(lambda: ConceptScale(config.shape.output), scale, path),
-        combination,
-        rarity,
+
+
+def _torch_layers(stored: StoredWeights, path: Path) -> tuple[MappingLayer, Heads | None]:
+    from safetensors.torch import load
+
+    from latentguard.heads import ConceptScale, Heads
+    from latentguard.prompt_head import PromptHead
+
+    config = stored.config
+    mapping, head, scale = stored.by_layer(load(stored.content))
+    layer = _mapping(config.shape, mapping, path)
+    shape, combination, rarity = config.prompt_head, config.combination, stored.rarity
+    if shape is None or combination is None or rarity is None:
+        return layer, None
+    prompt_head = _filled(lambda: PromptHead(shape), head, path)
+    return layer, Heads(
+        prompt_head, _filled(lambda: ConceptScale(config.shape.output), scale, path), combination, rarity
     )
-
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def _filled(made: Callable[[], _Module], state: Mapping[str, Tensor], path: Path) -> _Module:
     """The module with these tensors, in eval mode and frozen."""
+    import torch
+
     try:
         with torch.device("meta"):  # no memory for what a config only claims
             module = made()
@@ -378,6 +437,8 @@ def _combination(described: Mapping[str, Any] | None) -> Combination | None:
 
 
 def _tensor(loaded: Mapping[Any, Any], name: str, path: Path) -> Tensor:
+    from torch import Tensor
+
     tensor = loaded.get(name)
     if not isinstance(tensor, Tensor):
         raise WeightsError(f"{path}: no tensor {name!r}, so it is not the published checkpoint")

