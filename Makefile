@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 LATENTGUARD_DATA ?= data
 D := $(LATENTGUARD_DATA)
 
-.PHONY: demo test check bench bench-encrypted bench-service fuzz-service train evaluate evaluate-encrypted passkey clean
+.PHONY: demo test check bench bench-encrypted bench-service fuzz-service bench-screening test-lite train evaluate evaluate-encrypted passkey clean
 
 demo: $(VENV)/installed
 	$(RUN) inference.py --file_path datasets/sample_prompts.txt
@@ -52,6 +52,13 @@ bench-service: $(VENV)/installed-dev
 
 fuzz-service: $(VENV)/installed-dev
 	$(RUN) -m benchmarks.service_fuzz
+
+bench-screening: $(VENV)/installed-dev
+	$(RUN) -m benchmarks.screening
+
+# The light install, in an environment of its own that has no PyTorch.
+test-lite: $(VENV)/installed-dev
+	LATENTGUARD_TEST_INSTALL=1 $(RUN) -m pytest tests/test_lite_install.py
 
 evaluate-encrypted: $(VENV)/installed-dev
 	$(RUN) -m privacy.encrypted_inference evaluate --model mnist --data $(D)/mnist --skip 8000 --encrypted 500
