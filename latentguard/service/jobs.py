@@ -11,6 +11,7 @@ import json
 import logging
 import secrets
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -208,7 +209,9 @@ class Jobs:
         except Exception as error:
             problem = told(error).problem
             if problem.status >= 500:
-                _LOG.error("job %s failed: %s", live.job.id, type(error).__name__)
+                # As of requests: the log has the place, but not the message, which may quote what was sent.
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                _LOG.error("job %s failed: %s\n%s", live.job.id, type(error).__name__, frames)
             end = replace(live.job, state="failed", error=problem.code)
         end = replace(end, done=live.progress.done, updated=self._clock())
         try:
