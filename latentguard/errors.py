@@ -45,6 +45,10 @@ class EncoderError(LatentGuardError):
     """A text encoder is unknown, can't be loaded, or its files are not the published ones."""
 
 
+class DeviceError(LatentGuardError):
+    """A device, an arithmetic or a compiler that was asked for can't be used here."""
+
+
 class MissingDependencyError(LatentGuardError):
     """An optional package is needed for what was asked; the message says how to install it."""
 

@@ -29,6 +29,7 @@ def load_encoder(
     precision: str | None = None,
     threads: int | None = None,
     layers: Sequence[int] | None = None,
+    compiler: str | None = None,
 ) -> TextEncoder:
     """A text encoder by name, frozen and ready.
 
@@ -39,10 +40,12 @@ def load_encoder(
     published Latent Guard does; Hugging Face CLIP only. precision: "int8", "fp32", "bf16" or "fp16"; None is the
     encoder's own default. threads: processor threads, by default all that the process may use.
     layers: those whose states are put side by side at each token, rising; 0 is the embeddings' output, and None is the
-    last layer alone.
+    last layer alone. compiler: a backend of torch.compile that the encoder is compiled with when it first runs, in
+    PyTorch alone; "inductor" is the usual one.
 
     Raises EncoderError for an unknown name, an encoder that can't be loaded, or an option or a layer it does not have,
-    and MissingDependencyError where the encoder's library is not installed.
+    DeviceError for a compiler that can't be used, and MissingDependencyError where the encoder's library is not
+    installed.
     """
     where = chosen_device(device)
     chosen = checked_precision(name, precision)
@@ -52,7 +55,7 @@ def load_encoder(
     if name == DEFAULT_ENCODER:
         from latentguard.encoders.embedded import EmbeddedEncoder
 
-        return EmbeddedEncoder(device=where, precision=chosen, threads=threads, layers=layers)
+        return EmbeddedEncoder(device=where, precision=chosen, threads=threads, layers=layers, compiler=compiler)
     if kind not in ("hf", "open_clip") or not place:
         raise EncoderError(
             f'{name!r}: not an encoder; give "{DEFAULT_ENCODER}", "hf:ID" or "open_clip:ARCH:PRETRAINED"'
@@ -65,11 +68,17 @@ def load_encoder(
         from latentguard.encoders.huggingface import HuggingFaceEncoder
 
         return HuggingFaceEncoder(
-            place, device=where, pad_to_window=pad_to_window, precision=chosen, threads=threads, layers=layers
+            place,
+            device=where,
+            pad_to_window=pad_to_window,
+            precision=chosen,
+            threads=threads,
+            layers=layers,
+            compiler=compiler,
         )
     from latentguard.encoders.openclip import OpenClipEncoder
 
-    return OpenClipEncoder(place, device=where, precision=chosen, threads=threads, layers=layers)
+    return OpenClipEncoder(place, device=where, precision=chosen, threads=threads, layers=layers, compiler=compiler)
 
 
 def checked_precision(encoder: str, name: str | None) -> Precision | None:

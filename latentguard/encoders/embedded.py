@@ -14,27 +14,28 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from latentguard.arrays import NumpyDevice, chosen_device, placed
+from latentguard.arrays import NumpyDevice, chosen_device
 from latentguard.encoders import model_cache
 from latentguard.encoders.base import (
     Pooling,
     Precision,
     TokenStates,
     Window,
-    available_cores,
     chosen_layers,
     mean_pool,
     padded,
 )
 from latentguard.encoders.model_cache import PublishedFile
+from latentguard.encoders.onnx_runtime import OnnxPrecision, OnnxRuntime
 from latentguard.encoders.tokenization import WindowTokenizer
-from latentguard.errors import EncoderError
+from latentguard.errors import DeviceError, EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ _POSITIONS = 256  # the length the model was published for
 # Long captions fit whole, and a few words of harm don't get lost among as many others as in 256 tokens.
 _WINDOW = 128
 _PAD_ID = 0
-_GRAPH_RECIPE = 1  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
+_GRAPH_RECIPE = 2  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
 
 Backend = Literal["onnx", "torch"]
 Forward = Callable[[np.ndarray, np.ndarray], TokenStates]
@@ -64,14 +65,19 @@ class EmbeddedEncoder:
 
     device: a CPU runs `backend` "onnx" unless told otherwise, a GPU always "torch"; `latentguard.arrays.NUMPY` is a CPU
     whose states are numpy arrays. precision: "int8" (the default on a
-    CPU) or "fp32" for "onnx"; "fp32" (the default), or on a GPU "bf16" or "fp16" autocast, for "torch". threads:
+    CPU) or "fp32" for "onnx"; "fp32" (the default), or "bf16" or "fp16" autocast, for "torch". threads:
     processor threads, by default one for each core that the process may use; with "torch" it sets PyTorch's global
-    number. layers: as for `load_encoder`; "onnx" computes none above the highest. Raises EncoderError when the model's
-    files are missing, are not the published ones or can't be cached, and for a combination or a layer that does not
-    exist.
+    number. layers: as for `load_encoder`; "onnx" computes none above the highest. compiler: as for `load_encoder`, for
+    "torch" alone. Raises EncoderError when the model's files are missing, are not the published ones or can't be
+    cached, and for a combination or a layer that does not exist.
 
-    The int8 states of the last layer have a mean cosine of 0.998 with the float32 ones, and those of a text do not
-    depend on the batch it is in but for the last bits of the pooled one (some 1e-6), whose mean runs over the padding.
+    The int8 states of the last layer have a mean cosine of 0.9987 with the float32 ones, and those of a text do not
+    depend on the batch it is in. Before it is used, the int8 model is compared with what the float32 one makes of a few
+    texts; where they disagree on this processor, the encoder takes the float32 one and a warning says so, or, if int8
+    was asked for, raises EncoderError.
+
+    Attributes:
+        threads: the processor threads that a pass takes with "onnx".
     """
 
     name: str = NAME
@@ -87,13 +93,14 @@ class EmbeddedEncoder:
         threads: int | None = None,
         backend: Backend | None = None,
         layers: Sequence[int] | None = None,
+        compiler: str | None = None,
     ) -> None:
         folder = model_folder("config.json", "tokenizer.json")
-        self._set_up(folder, chosen_device(device), precision, backend, layers)
+        self._set_up(folder, chosen_device(device), backend, layers)
         self._tokenizer: WindowTokenizer | None = WindowTokenizer(
             Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW
         )
-        self._forward = self._load(None, threads)
+        self._forward = self._load(None, precision, threads, compiler)
 
     @classmethod
     def for_windows(
@@ -112,16 +119,15 @@ class EmbeddedEncoder:
         """
         encoder = cls.__new__(cls)
         encoder.name = name
-        encoder._set_up(folder, device, precision, None, layers)
+        encoder._set_up(folder, device, None, layers)
         encoder._tokenizer = None
-        encoder._forward = encoder._load(folder, threads)
+        encoder._forward = encoder._load(folder, precision, threads, None)
         return encoder
 
     def _set_up(
         self,
         folder: Path,
         device: torch.device | NumpyDevice,
-        precision: Precision | None,
         backend: Backend | None,
         layers: Sequence[int] | None,
     ) -> None:
@@ -130,7 +136,6 @@ class EmbeddedEncoder:
         self.backend: Backend = backend or ("onnx" if device.type == "cpu" else "torch")
         if self.backend == "torch" and isinstance(device, NumpyDevice):
             raise EncoderError(f"{self.name}: the backend torch gives no numpy arrays")
-        self.precision: Precision = precision or ("int8" if self.backend == "onnx" else "fp32")
         config = _config(folder)
         self.depth: int = config["num_hidden_layers"]
         self.layers = chosen_layers(self.name, layers, self.depth)
@@ -152,18 +157,38 @@ class EmbeddedEncoder:
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
 
-    def _load(self, folder: Path | None, threads: int | None) -> Forward:
+    def single_threaded(self) -> EmbeddedEncoder:
+        """The same encoder, of whose passes each takes one thread, for several of them side by side.
+
+        Itself where a pass takes one thread as it is, or in PyTorch, whose threads are set for the whole process.
+        """
+        if not isinstance(self._forward, OnnxRuntime) or self.threads == 1:
+            return self
+        single = copy(self)
+        single._forward, single.threads = self._forward.single_threaded(), 1
+        return single
+
+    def _load(
+        self, folder: Path | None, precision: Precision | None, threads: int | None, compiler: str | None
+    ) -> Forward:
         """Runs the model of a folder, None for the published one."""
+        self.precision: Precision = precision or "fp32"
         if self.backend == "torch":
             place = folder or model_folder("config.json", "model.safetensors")
-            return _torch_forward(place, self.device, self.precision, threads, self.layers)
-        if self.device.type == "cpu" and (self.precision == "int8" or self.precision == "fp32"):
-            if folder is None:
-                graph = _graph(self.precision, self.layers)
-            else:
-                graph = _build_graph(folder, self.precision, self.layers)
-            return _onnx_forward(graph, threads or available_cores(), self.device)
-        raise EncoderError(f"{self.name}: no {self.precision} precision on {self.device.type} in ONNX Runtime")
+            return _torch_forward(place, self.device, self.precision, threads, self.layers, compiler)
+        if compiler is not None:
+            raise DeviceError(
+                f"{self.name}: torch.compile is for PyTorch; on {self.device.type} it runs in ONNX Runtime"
+            )
+        if self.device.type != "cpu":
+            raise EncoderError(f"{self.name}: ONNX Runtime is used on a processor alone, not on {self.device.type}")
+
+        def graph(wanted: OnnxPrecision) -> bytes:
+            return _graph(wanted, self.layers) if folder is None else _build_graph(folder, wanted, self.layers)
+
+        runtime = OnnxRuntime(self.name, graph, precision, threads, self.device)
+        self.precision, self.threads = runtime.precision, runtime.threads
+        return runtime
 
 
 def model_folder(*needed: str) -> Path:
@@ -185,25 +210,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _onnx_forward(graph: bytes, threads: int, device: torch.device) -> Forward:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that wait for the next prompt must not take the cores from what scores this one.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def forward(ids: np.ndarray, mask: np.ndarray) -> TokenStates:
-        inputs = {"ids": ids.astype(np.int32), "mask": mask.astype(np.int32)}
-        hidden, pooled = session.run(["hidden", "pooled"], inputs)
-        return TokenStates(*(placed(values, device) for values in (hidden, mask, pooled)))
-
-    return forward
-
-
-def _graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
+def _graph(precision: OnnxPrecision, layers: Sequence[int]) -> bytes:
     """The model as an ONNX graph, made at first use and then read from the cache.
 
     ONNX Runtime optimises it anew each time it is loaded, so the cached graph suits every version and processor.
@@ -217,7 +224,7 @@ def _graph(precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
     return graph
 
 
-def _build_graph(folder: Path, precision: Literal["int8", "fp32"], layers: Sequence[int]) -> bytes:
+def _build_graph(folder: Path, precision: OnnxPrecision, layers: Sequence[int]) -> bytes:
     from safetensors.numpy import load_file
 
     from latentguard.encoders.onnx_bert import BertShape, bert_graph
@@ -232,23 +239,31 @@ def _build_graph(folder: Path, precision: Literal["int8", "fp32"], layers: Seque
 
 
 def _torch_forward(
-    folder: Path, device: torch.device, precision: Precision, threads: int | None, layers: Sequence[int]
+    folder: Path,
+    device: torch.device,
+    precision: Precision,
+    threads: int | None,
+    layers: Sequence[int],
+    compiler: str | None,
 ) -> Forward:
     import torch
     from transformers import BertModel
 
     from latentguard.encoders.huggingface import layer_states, quiet_transformers
-    from latentguard.encoders.torch_runtime import TorchRuntime
+    from latentguard.encoders.torch_runtime import TorchRuntime, to_device
 
-    runtime = TorchRuntime(NAME, device, precision, threads)
+    runtime = TorchRuntime(NAME, device, precision, threads, compiler)
     with quiet_transformers():
         model = BertModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False)
     model = runtime.frozen(model)
+    run = runtime.compiled(model)
 
     def forward(ids: np.ndarray, mask: np.ndarray) -> TokenStates:
-        real = torch.from_numpy(mask).to(device)
+        tokens, real = (to_device(torch.from_numpy(array), device) for array in (ids, mask))
+        # In attention's shape: of a mask [B, L] transformers would ask, and wait for a GPU to say, if it is all True.
+        attended = real[:, None, None, :].expand(-1, 1, real.shape[1], -1)
         with runtime.running():
-            hidden = layer_states(model, layers, input_ids=torch.from_numpy(ids).to(device), attention_mask=real)
+            hidden = layer_states(run, model.config, layers, input_ids=tokens, attention_mask=attended)
         return TokenStates(hidden=hidden, mask=real, pooled=mean_pool(hidden, real))
 
     return forward

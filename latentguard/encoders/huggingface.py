@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from latentguard.encoders.base import (
     pad_windows,
 )
 from latentguard.encoders.tokenization import WindowTokenizer
-from latentguard.encoders.torch_runtime import TorchRuntime
+from latentguard.encoders.torch_runtime import TorchRuntime, to_device
 from latentguard.errors import EncoderError
 
 _CLIP = frozenset({"clip", "clip_text_model"})
@@ -64,7 +64,7 @@ class HuggingFaceEncoder:
 
     model: the transformers model, a CLIP text tower without its projection. pad_id: the padding token's id.
     layers: as for `load_encoder`. Where the model ends in a norm (CLIP, T5, ModernBERT), the last layer's states are
-    those after it, and no other layer's are normed.
+    those after it, and no other layer's are normed. precision: that asked for, or None for the model's own.
 
     CLIP text towers: `hidden` is by default the last layer, `pooled` that state at the end-of-text token
     (`pooler_output`), before any projection; windows of 77. BERT-like encoders: mean pooling, or that of the first
@@ -79,6 +79,8 @@ class HuggingFaceEncoder:
     place can't be read, is incomplete, has no safetensors, or is no text encoder (the message names its class).
     """
 
+    precision: Precision | None = None
+
     def __init__(
         self,
         place: str,
@@ -88,6 +90,7 @@ class HuggingFaceEncoder:
         precision: Precision | None = None,
         threads: int | None = None,
         layers: Sequence[int] | None = None,
+        compiler: str | None = None,
     ) -> None:
         self.name = f"hf:{place}"
         self.device = device
@@ -100,7 +103,8 @@ class HuggingFaceEncoder:
             raise EncoderError(f"{self.name}: pad_to_window is for CLIP text towers, not for {type(config).__name__}")
         if precision == "fp16" and kind in _T5:
             raise EncoderError(f"{self.name}: T5 encoders overflow in fp16; use bf16")
-        runtime = TorchRuntime(self.name, device, precision, threads)
+        runtime = TorchRuntime(self.name, device, precision, threads, compiler)
+        self.precision = precision
         model = runtime.frozen(self._load_model(place, config))
         settings = {} if self._causal or kind in _T5 else _sentence_settings(place)
         pooling: Pooling = "eos" if self._causal else self._sentence_pooling(settings)
@@ -180,6 +184,7 @@ class HuggingFaceEncoder:
         self, model: Any, runtime: TorchRuntime, layers: Sequence[int] | None, pooling: Pooling, pad_to_window: bool
     ) -> None:
         self.model, self._runtime, self.pooling, self.pad_to_window = model, runtime, pooling, pad_to_window
+        self._run = runtime.compiled(model)
         self.depth: int = model.config.num_hidden_layers
         self.layers = chosen_layers(self.name, layers, self.depth)
         self.width: int = model.config.hidden_size * len(self.layers)
@@ -200,10 +205,10 @@ class HuggingFaceEncoder:
         place = _placed_on(self.model)
         inputs = {"input_ids": ids} if self._causal else {"input_ids": ids, "attention_mask": mask}
         if place.type != "meta":
-            inputs = {name: tensor.to(place) for name, tensor in inputs.items()}
+            inputs = {name: to_device(tensor, place) for name, tensor in inputs.items()}
         with self._runtime.running():
-            hidden = layer_states(self.model, self.layers, **inputs).to(self.device)
-        mask = mask.to(self.device)
+            hidden = layer_states(self._run, self.model.config, self.layers, **inputs).to(self.device)
+        mask = to_device(mask, self.device)
         if self.pooling == "eos":
             pooled = last_state(hidden, mask)
         elif self.pooling == "cls":
@@ -270,10 +275,13 @@ class HuggingFaceEncoder:
             raise EncoderError(f"{self.name}: can't be loaded: {reason}") from error
 
 
-def layer_states(model: Any, layers: Sequence[int], **inputs: Tensor) -> Tensor:
-    """The states [B, L, D] float32 of a transformers model's layers, side by side in the order given."""
-    last = model.config.num_hidden_layers
-    output = model(**inputs, output_hidden_states=tuple(layers) != (last,))
+def layer_states(run: Callable[..., Any], config: Any, layers: Sequence[int], **inputs: Tensor) -> Tensor:
+    """The states [B, L, D] float32 of a transformers model's layers, side by side in the order given.
+
+    ``run`` is the model of that ``config``, or what it was compiled to.
+    """
+    last = config.num_hidden_layers
+    output = run(**inputs, output_hidden_states=tuple(layers) != (last,))
     # The last entry of `hidden_states` is the last layer before CLIP's final norm, but after that of others.
     states = [output.last_hidden_state if layer == last else output.hidden_states[layer] for layer in layers]
     return torch.cat([state.float() for state in states], dim=-1)

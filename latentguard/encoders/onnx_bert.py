@@ -1,37 +1,47 @@
 """A BERT encoder as an ONNX graph, in float32 or with 8-bit matrix products, for ONNX Runtime on a CPU.
 
-The graph is written straight from the weights, about half a second for a small BERT, with no tracing. In the int8
-form each weight matrix has one scale per output channel, and the activations one scale per token, worked out as they
-come:
+The graph is written straight from the weights, with no tracing. In the 8-bit form each weight matrix has one scale per
+output channel, and what it is multiplied with is quantised in one of two ways:
 
-    y_tn = s_t · s_n · Σ_k a_tk · w_nk,   a_tk = round(x_tk / s_t),   s_t = max_k |x_tk| / 127
+- What comes out of a layer norm, or of attention, has a range that hardly depends on the text, so its scale is fixed.
+  A few channels of a layer norm are far larger than the rest; they are evened out by SmoothQuant (Xiao et al., ICML
+  2023, arXiv 2211.10438): channel k of the states is divided by s_k = max|x_k|^0.8 / max_n|w_nk|^0.2, and the weights
+  are multiplied by it. Dividing is free, since it goes into the gain and bias of the norm.
+- What comes out of GELU has a range that depends on the token, so each token gets a scale as it comes:
 
-One scale per token rather than one per tensor, which is what `onnxruntime.quantization` makes, has two gains: a
-prompt's states do not depend on the prompts it shares a batch with, and they stay nearer to the float32 ones. The
-inputs of the last product of each layer, the outputs of GELU, are never below -0.17; shifted by that much they use all
-256 levels, and the shift is taken back in the bias.
+      y_tn = s_t · s_n · Σ_k a_tk · w_nk,   a_tk = round(x_tk / s_t),   s_t = max_k |x_tk| / 255
 
-Graph inputs: ids [B, L] int32, mask [B, L] int32, 1 at real tokens. Outputs: hidden [B, L, D] float32, at each token
-the states of the layers asked for, one after another, and pooled [B, D] float32, their mean over the real tokens.
+  GELU is never below -0.17; shifted by that much its outputs use all 256 levels, and the shift is taken back in the
+  bias.
+
+The fixed ranges are measured by running the float32 graph on texts of random tokens, so no data is needed. No scale
+depends on other prompts: a prompt's states don't depend on those that it shares a batch with.
+
+Graph input: ids [B, L] int32, all of them real tokens, since texts of one length are put together. Outputs: hidden
+[B, L, D] float32, at each token the states of the layers asked for, one after another, and pooled [B, D] float32, their
+mean over the tokens. An 8-bit graph carries some token ids and what the float32 graph makes of them, by which
+`onnx_runtime.agreement` tells whether it computes what it should on this processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-_OPSET, _IR_VERSION, _MICROSOFT = 18, 9, "com.microsoft"  # understood by ONNX Runtime 1.16 and later
+from latentguard.encoders.onnx_runtime import CHECK, OnnxPrecision
+from latentguard.onnx_graph import FLOAT, INT32, MICROSOFT, Array, OnnxGraph
+from latentguard.onnx_session import opened
+
 _LARGEST = 127  # of a quantised weight, and of a quantised activation about its zero point
 _LARGEST_PAIR = 127.4  # of two neighbouring quantised weights of one sign; rounding makes it 128 at most
 _GELU_SHIFT = 0.17  # GELU has its minimum, -0.16997, at x = -0.7518
-
-Array = NDArray[Any]
+_SMOOTHING = 0.8  # how much of the channels' differences goes into the weights; 0.65 to 0.9 do about as well
+_MARGIN = 1.1  # how far a fixed range reaches beyond the largest value measured
+_BATCHES, _TEXTS, _LONGEST_TEXT = 32, 8, 48  # random texts that ranges are measured on
 
 
 @dataclass(frozen=True)
@@ -44,157 +54,239 @@ class BertShape:
 
 
 def bert_graph(
-    weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int], precision: Literal["int8", "fp32"]
+    weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int], precision: OnnxPrecision
 ) -> bytes:
     """The serialised ONNX model of a BERT encoder (no pooler) with exact GELU, from its Hugging Face weights.
 
     layers: those whose states it gives, in that order; 0 is the embeddings' output. It ends with the highest of them.
+    An 8-bit one takes some two seconds, in which the float32 one runs.
     """
-    return _BertGraph(weights, shape, precision).serialised(layers)
+    if precision == "fp32":
+        return _BertGraph(weights, shape, layers).serialised()
+    measured = _measured(weights, shape, layers)
+    return _Int8BertGraph(weights, shape, layers, measured).serialised({CHECK: measured.check})
 
 
 class _BertGraph:
-    def __init__(self, weights: Mapping[str, Array], shape: BertShape, precision: Literal["int8", "fp32"]) -> None:
+    """The float32 graph."""
+
+    def __init__(self, weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int]) -> None:
         self._weights = weights
         self._shape = shape
-        self._int8 = precision == "int8"
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
+        self._layers = layers
+        self._graph = OnnxGraph()
+        self.multiplied: dict[str, str] = {}
+        """By the name of each product the states that are multiplied."""
 
-    def serialised(self, layers: Sequence[int]) -> bytes:
-        states = [self._embeddings()]
-        for layer in range(max(layers)):
-            states.append(self._layer(states[layer], f"encoder.layer.{layer}"))
-        self._add("Concat", [states[layer] for layer in layers], "hidden", axis=2)
-        self._mean("hidden")
-        width = self._weights["embeddings.word_embeddings.weight"].shape[1] * len(layers)
-        graph = helper.make_graph(
-            self._nodes,
-            "bert",
-            inputs=[helper.make_tensor_value_info(name, TensorProto.INT32, ["B", "L"]) for name in ("ids", "mask")],
-            outputs=[
-                helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", "L", width]),
-                helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", width]),
-            ],
-            initializer=list(self._constants.values()),
-        )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
-        model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION).SerializeToString()
-        return model
+    def serialised(self, metadata: Mapping[str, str] | None = None, *, also: Sequence[str] = ()) -> bytes:
+        """The graph; ``also`` names further states to give out."""
+        graph, width = self._graph, self._weights["embeddings.word_embeddings.weight"].shape[1] * len(self._layers)
+        states = list(self._states())
+        graph.add("Concat", [states[layer] for layer in self._layers], "hidden", axis=2)
+        graph.add("ReduceMean", ["hidden", self._axis(1)], "pooled", keepdims=0)
+        outputs = {"hidden": (FLOAT, ["B", "L", width]), "pooled": (FLOAT, ["B", width])}
+        further = {name: (FLOAT, ["B", "L", f"width of {name}"]) for name in also}
+        return graph.serialised({"ids": (INT32, ["B", "L"])}, {**outputs, **further}, metadata)
 
-    def _embeddings(self) -> str:
-        words = self._weights["embeddings.word_embeddings.weight"]
+    def _states(self) -> Iterator[str]:
+        """The states after the embeddings and after each layer up to the highest one asked for."""
+        states, norm = self._embedded(), "embeddings.LayerNorm"
+        for number in range(max(self._layers)):
+            layer = f"encoder.layer.{number}"
+            states, joined = self._norm_and_product(
+                states, norm, f"{layer}.attention.qkv", *self._query_key_value(f"{layer}.attention.self")
+            )
+            yield states
+            attended = self._product(
+                self._attention(joined, layer),
+                f"{layer}.attention.output.dense",
+                *self._linear(f"{layer}.attention.output.dense"),
+            )
+            states = self._graph.add("Add", [attended, states], f"{layer}.attention.sum")
+            dense = f"{layer}.intermediate.dense"
+            states, inner = self._norm_and_product(
+                states, f"{layer}.attention.output.LayerNorm", dense, *self._linear(dense)
+            )
+            inner = self._graph.add("Gelu", [inner], f"{layer}.gelu", domain=MICROSOFT)
+            dense = f"{layer}.output.dense"
+            outer = self._product_after_gelu(inner, dense, *self._linear(dense))
+            # Plain nodes: ONNX Runtime's SkipLayerNormalization takes nine times as long as its LayerNormalization.
+            states, norm = self._graph.add("Add", [outer, states], f"{layer}.sum"), f"{layer}.output.LayerNorm"
+        yield self._norm(states, norm)
+
+    def _embedded(self) -> str:
+        graph = self._graph
         # Prompts are single texts, so the type embedding is that of the first text at every position.
         places = self._weights["embeddings.position_embeddings.weight"][: self._shape.window]
         places = places + self._weights["embeddings.token_type_embeddings.weight"][0]
-        length = self._add("Shape", ["ids"], "length", start=1, end=2)
-        first, axis = self._constant("first", np.array([0])), self._constant("length_axis", np.array([0]))
-        place = self._add("Slice", [self._constant("places", places), first, length, axis], "place")
-        if self._int8:
-            # Half precision halves the file and changes no state by more than the products' rounding does.
-            half = self._add("Gather", [self._constant("words", words.astype(np.float16)), "ids"], "word_half")
-            word = self._add("Cast", [half], "word", to=TensorProto.FLOAT)
-        else:
-            word = self._add("Gather", [self._constant("words", words), "ids"], "word")
-        return self._norm(self._add("Add", [word, place], "embedded"), "embeddings.LayerNorm")
+        length = graph.add("Shape", ["ids"], "length", start=1, end=2)
+        place = graph.add("Slice", [graph.constant("places", places), self._axis(0), length, self._axis(0)], "place")
+        return graph.add("Add", [self._words(), place], "embedded")
 
-    def _layer(self, states: str, layer: str) -> str:
-        attention = f"{layer}.attention"
-        parts = [f"{attention}.self.{part}" for part in ("query", "key", "value")]
-        joined = self._product(
-            states, np.concatenate([self._weights[f"{part}.weight"] for part in parts]), f"{attention}.qkv"
+    def _words(self) -> str:
+        words = self._graph.constant("words", self._weights["embeddings.word_embeddings.weight"])
+        return self._graph.add("Gather", [words, "ids"], "word")
+
+    def _attention(self, joined: str, layer: str) -> str:
+        parts = [f"{layer}.attention.{part}" for part in ("query", "key", "value")]
+        self._graph.add_several("Split", [joined], parts, axis=2, num_outputs=3)
+        heads = self._shape.heads
+        return self._graph.add(
+            "MultiHeadAttention", parts, f"{layer}.attention.context", domain=MICROSOFT, num_heads=heads
         )
-        bias = np.concatenate([self._weights[f"{part}.bias"] for part in parts])
-        split = [f"{part}.states" for part in parts]
-        self._nodes.append(helper.make_node("Split", [joined], split, axis=2, num_outputs=3))
-        context = self._add(
-            "MultiHeadAttention",
-            [*split, self._constant(f"{attention}.qkv.bias", bias), "mask"],
-            f"{attention}.context",
-            domain=_MICROSOFT,
-            num_heads=self._shape.heads,
-        )
-        dense = f"{attention}.output.dense"
-        attended = self._product(context, self._weights[f"{dense}.weight"], dense)
-        states = self._add_and_norm(attended, self._weights[f"{dense}.bias"], states, f"{attention}.output.LayerNorm")
 
-        dense = f"{layer}.intermediate.dense"
-        inner = self._product(states, self._weights[f"{dense}.weight"], dense)
-        bias_name = self._constant(f"{dense}.bias", self._weights[f"{dense}.bias"])
-        inner = self._add("BiasGelu", [inner, bias_name], f"{layer}.gelu", domain=_MICROSOFT)
-        dense = f"{layer}.output.dense"
-        outer, bias = self._after_gelu(inner, self._weights[f"{dense}.weight"], self._weights[f"{dense}.bias"], dense)
-        return self._add_and_norm(outer, bias, states, f"{layer}.output.LayerNorm")
+    def _norm_and_product(self, states: str, norm: str, name: str, weight: Array, bias: Array) -> tuple[str, str]:
+        """A layer norm's output, and its product with a weight [N, K], plus bias [N]."""
+        normed = self._norm(states, norm)
+        return normed, self._product(normed, name, weight, bias)
 
-    def _product(self, states: str, weight: Array, name: str) -> str:
-        """states [B, L, K] times the weight's transpose [K, N]."""
-        if not self._int8:
-            return self._add("MatMul", [states, self._constant(f"{name}.weight", weight.T)], f"{name}.product")
-        levels, scale = _quantised(weight)
-        largest = self._row_max(self._add("Abs", [states], f"{name}.abs"), name)
-        return self._int8_product(states, largest, levels, scale, name, top=_LARGEST, zero=128)
+    def _product(self, states: str, name: str, weight: Array, bias: Array) -> str:
+        """states [B, L, K] times a weight [N, K], plus bias [N]."""
+        self.multiplied[name] = states
+        product = self._graph.add("MatMul", [states, self._graph.constant(f"{name}.weight", weight.T)], f"{name}.bare")
+        return self._graph.add("Add", [product, self._graph.constant(f"{name}.bias", bias)], f"{name}.product")
 
-    def _after_gelu(self, states: str, weight: Array, bias: Array, name: str) -> tuple[str, Array]:
-        """As `_product`, for states that come from GELU; with it the bias that is still to be added."""
-        if not self._int8:
-            return self._product(states, weight, name), bias
-        levels, scale = _quantised(weight)
-        shift = np.float32(_GELU_SHIFT)
-        shifted = self._add("Add", [states, self._constant("gelu_shift", shift)], f"{name}.shifted")
-        product = self._int8_product(shifted, self._row_max(shifted, name), levels, scale, name, top=255, zero=0)
-        return product, bias - shift * scale * levels.sum(axis=1, dtype=np.float32)
-
-    def _row_max(self, states: str, name: str) -> str:
-        axis = self._constant("state_axis", np.array([-1]))
-        return self._add("ReduceMax", [states, axis], f"{name}.largest", keepdims=1)
-
-    def _int8_product(
-        self, states: str, largest: str, levels: Array, scale: Array, name: str, *, top: int, zero: int
-    ) -> str:
-        """Quantise each token's state so that its largest entry is `top` above `zero`; multiply; scale back.
-
-        A state of zeros divides by zero on the way, to a product that is finite and is then multiplied by zero.
-        """
-        factor = self._add("Div", [self._constant(f"top_{top}", np.float32(top)), largest], f"{name}.factor")
-        zero_point = self._constant(f"zero_{zero}", np.uint8(zero))
-        scaled = self._add("Mul", [states, factor], f"{name}.scaled")
-        rounded = self._add("QuantizeLinear", [scaled, self._constant("one", np.float32(1)), zero_point], f"{name}.q")
-        inputs = [
-            rounded,
-            self._constant(f"{name}.weight", levels.T),
-            self._constant(f"unit_{top}", np.float32(1 / top)),
-            self._constant(f"{name}.scale", scale),
-            zero_point,
-        ]
-        product = self._add("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=_MICROSOFT)
-        return self._add("Mul", [product, largest], f"{name}.product")
-
-    def _add_and_norm(self, states: str, bias: Array, residual: str, norm: str) -> str:
-        # Plain nodes: ONNX Runtime's SkipLayerNormalization takes nine times as long as its LayerNormalization.
-        biased = self._add("Add", [states, self._constant(f"{norm}.before", bias)], f"{norm}.biased")
-        return self._norm(self._add("Add", [biased, residual], f"{norm}.sum"), norm)
+    def _product_after_gelu(self, states: str, name: str, weight: Array, bias: Array) -> str:
+        return self._product(states, name, weight, bias)
 
     def _norm(self, states: str, name: str) -> str:
-        gain = self._constant(f"{name}.weight", self._weights[f"{name}.weight"])
-        bias = self._constant(f"{name}.bias", self._weights[f"{name}.bias"])
-        epsilon = self._shape.norm_epsilon
-        return self._add("LayerNormalization", [states, gain, bias], f"{name}.out", axis=-1, epsilon=epsilon)
+        return self._norm_by(states, name, *self._linear(name), f"{name}.out")
 
-    def _mean(self, states: str) -> None:
-        weight = self._add("Cast", ["mask"], "weight", to=TensorProto.FLOAT)
-        last, middle = self._constant("state_axis", np.array([-1])), self._constant("token_axis", np.array([1]))
-        share = self._add("Div", [weight, self._add("ReduceSum", [weight, last], "tokens")], "share")
-        row = self._add("Unsqueeze", [share, middle], "share_row")
-        self._add("Squeeze", [self._add("MatMul", [row, states], "pooled_row"), middle], "pooled")
+    def _norm_by(self, states: str, name: str, gain: Array, bias: Array, output: str) -> str:
+        inputs = [states, self._graph.constant(f"{name}.gain", gain), self._graph.constant(f"{name}.shift", bias)]
+        return self._graph.add("LayerNormalization", inputs, output, axis=-1, epsilon=self._shape.norm_epsilon)
 
-    def _constant(self, name: str, value: Array | np.generic) -> str:
-        if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-        return name
+    def _linear(self, name: str) -> tuple[Array, Array]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
 
-    def _add(self, operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
-        return output
+    def _query_key_value(self, name: str) -> tuple[Array, Array]:
+        weights, biases = zip(*(self._linear(f"{name}.{part}") for part in ("query", "key", "value")), strict=True)
+        return np.concatenate(weights), np.concatenate(biases)
+
+    def _axis(self, number: int) -> str:
+        return self._graph.constant(f"axis_{number}", np.array([number]))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the float32 graph tells: by the name of a product the largest |x_k| [K] of each channel that is multiplied,
+    and the text by which `onnx_runtime.agreement` compares."""
+
+    largest: Mapping[str, Array]
+    check: str
+
+
+def _measured(weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int]) -> _Measured:
+    writer = _BertGraph(weights, shape, layers)
+    writer.serialised()
+    multiplied = writer.multiplied
+    names = sorted(set(multiplied.values()))
+    session = opened(_BertGraph(weights, shape, layers).serialised(also=names), 1)
+    chosen, words = np.random.default_rng(0), _ordered(weights["embeddings.word_embeddings.weight"])
+    largest = {name: np.zeros(0, np.float32) for name in names}
+    check = ""
+    for _ in range(_BATCHES):
+        ids = chosen.choice(words, (_TEXTS, chosen.integers(2, _LONGEST_TEXT))).astype(np.int32)
+        pooled, *states = session.run(["pooled", *names], {"ids": ids})
+        for name, values in zip(names, states, strict=True):
+            most = np.abs(values).max(axis=(0, 1))
+            largest[name] = np.maximum(largest[name], most) if largest[name].size else most
+        check = check or _check_text(ids, pooled)
+    return _Measured({product: largest[states] for product, states in multiplied.items()}, check)
+
+
+def _ordered(words: Array) -> Array:
+    """The ids of embeddings [V, D] in an order of the embeddings themselves.
+
+    So a model whose tokens have other numbers, and nothing else, is measured on the same texts and scores the same.
+    """
+    return np.lexsort(words[:, :4].T)
+
+
+def _check_text(ids: Array, pooled: Array) -> str:
+    return json.dumps({"ids": ids.tolist(), "pooled": base64.b64encode(pooled.astype(np.float32).tobytes()).decode()})
+
+
+class _Int8BertGraph(_BertGraph):
+    """The graph with 8-bit products."""
+
+    def __init__(
+        self, weights: Mapping[str, Array], shape: BertShape, layers: Sequence[int], measured: _Measured
+    ) -> None:
+        super().__init__(weights, shape, layers)
+        self._largest = measured.largest
+
+    def _words(self) -> str:
+        # Half precision halves the file and changes no state by more than the products' rounding does.
+        words = self._weights["embeddings.word_embeddings.weight"].astype(np.float16)
+        half = self._graph.add("Gather", [self._graph.constant("words", words), "ids"], "word_half")
+        return self._graph.add("Cast", [half], "word", to=FLOAT)
+
+    def _norm_and_product(self, states: str, norm: str, name: str, weight: Array, bias: Array) -> tuple[str, str]:
+        largest = self._largest[name]
+        smooth = _smoothing(largest, weight)
+        gain, shift = self._linear(norm)
+        normed = self._norm_by(states, norm, gain / smooth, shift / smooth, f"{norm}.smooth")
+        product = self._fixed_product(normed, name, weight * smooth, bias, float((largest / smooth).max()))
+        scales = self._graph.constant(f"{norm}.scales", smooth)
+        return self._graph.add("Mul", [normed, scales], f"{norm}.out"), product
+
+    def _product(self, states: str, name: str, weight: Array, bias: Array) -> str:
+        return self._fixed_product(states, name, weight, bias, float(self._largest[name].max()))
+
+    def _fixed_product(self, states: str, name: str, weight: Array, bias: Array, largest: float) -> str:
+        """states [B, L, K], none of which is meant to be beyond ``largest``, times a weight [N, K], plus bias [N]."""
+        graph = self._graph
+        # A weight that nothing but zeros has ever met gets a range all the same.
+        step = graph.constant(f"{name}.step", np.float32(max(largest, 1e-6) * _MARGIN / _LARGEST))
+        zero = graph.constant("zero_128", np.uint8(128))
+        rounded = graph.add("QuantizeLinear", [states, step, zero], f"{name}.q")
+        levels, scale = _quantised(weight)
+        inputs = [
+            rounded,
+            graph.constant(f"{name}.weight", levels.T),
+            step,
+            graph.constant(f"{name}.scale", scale),
+            zero,
+            "",  # weights have no zero point
+            graph.constant(f"{name}.bias", bias),
+        ]
+        return graph.add("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
+
+    def _product_after_gelu(self, states: str, name: str, weight: Array, bias: Array) -> str:
+        """As :meth:`_product`, with a scale for each token: its largest entry, shifted, is 255.
+
+        A state of nothing but -0.17 divides by zero on the way, to a product that is finite and is then multiplied by
+        zero.
+        """
+        graph = self._graph
+        levels, scale = _quantised(weight)
+        shift = np.float32(_GELU_SHIFT)
+        shifted = graph.add("Add", [states, graph.constant("gelu_shift", shift)], f"{name}.shifted")
+        largest = graph.add("ReduceMax", [shifted, self._axis(-1)], f"{name}.largest", keepdims=1)
+        factor = graph.add("Div", [graph.constant("top", np.float32(255)), largest], f"{name}.factor")
+        scaled = graph.add("Mul", [shifted, factor], f"{name}.scaled")
+        zero, one = graph.constant("zero_0", np.uint8(0)), graph.constant("one", np.float32(1))
+        rounded = graph.add("QuantizeLinear", [scaled, one, zero], f"{name}.q")
+        inputs = [
+            rounded,
+            graph.constant(f"{name}.weight", levels.T),
+            graph.constant("unit", np.float32(1 / 255)),
+            graph.constant(f"{name}.scale", scale),
+            zero,
+        ]
+        unscaled = graph.add("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=MICROSOFT)
+        product = graph.add("Mul", [unscaled, largest], f"{name}.bare")
+        unshifted = bias - shift * scale * levels.sum(axis=1, dtype=np.float32)
+        return graph.add("Add", [product, graph.constant(f"{name}.bias", unshifted)], f"{name}.product")
+
+
+def _smoothing(largest: Array, weight: Array) -> Array:
+    """What each channel [K] of the states is divided by, and of a weight [N, K] multiplied by; 1 on the average."""
+    of_weight = np.maximum(np.abs(weight).max(axis=0), 1e-6)
+    smooth = np.maximum(largest, 1e-6) ** _SMOOTHING / of_weight ** (1 - _SMOOTHING)
+    scaled: Array = (smooth / smooth.mean()).astype(np.float32)
+    return scaled
 
 
 def _quantised(weight: Array) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ from latentguard.encoders.base import (
     pad_windows,
     split_windows,
 )
-from latentguard.encoders.torch_runtime import TorchRuntime
+from latentguard.encoders.torch_runtime import TorchRuntime, to_device
 from latentguard.errors import EncoderError, MissingDependencyError
 
 _PAD_ID = 0
@@ -54,13 +54,16 @@ class OpenClipEncoder:
         precision: Precision | None = None,
         threads: int | None = None,
         layers: Sequence[int] | None = None,
+        compiler: str | None = None,
     ) -> None:
         self.name = f"open_clip:{place}"
         self.device = device
-        self._runtime = TorchRuntime(self.name, device, precision, threads)
+        self.precision = precision
+        self._runtime = TorchRuntime(self.name, device, precision, threads, compiler)
         architecture, _, pretrained = place.partition(":")
         tower, tokenizer = self._load(architecture, pretrained)
         self._tower = self._runtime.frozen(tower)
+        self._run = self._runtime.compiled(self._hidden)
         self.depth = len(tower.transformer.resblocks)
         self.layers = chosen_layers(self.name, layers, self.depth)
         self.width: int = tower.ln_final.normalized_shape[0] * len(self.layers)
@@ -75,14 +78,17 @@ class OpenClipEncoder:
 
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
         ids, mask = pad_windows(windows, _PAD_ID)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = to_device(ids, self.device), to_device(mask, self.device)
         with self._runtime.running():
-            states = [state for layer, state in enumerate(self._states(ids)) if layer in self.layers]
-            hidden = torch.cat([state.float() for state in states], dim=-1)
+            hidden = self._run(ids)
         return TokenStates(hidden, mask, last_state(hidden, mask))
 
     def encode(self, texts: Sequence[str]) -> TokenStates:
         return self.encode_windows([self.windows(text)[0] for text in texts])
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        states = [state for layer, state in enumerate(self._states(ids)) if layer in self.layers]
+        return torch.cat([state.float() for state in states], dim=-1)
 
     def _states(self, ids: Tensor) -> Iterator[Tensor]:
         """The states [B, L, D] of each layer in turn, from the embeddings' to the highest layer asked for."""

@@ -87,9 +87,17 @@ class NumpyHeads:
         """
         rows = zip(z, mask, real_lengths(mask), strict=True)
         log_odds = np.stack([self.prompt_head.log_odds(one[:length], real[:length]) for one, real, length in rows])
-        counted = log_odds if enabled is None else np.where(enabled, log_odds, -np.inf)
-        with np.errstate(invalid="ignore"):  # of states that are no numbers: the guard refuses such scores
-            any_of_them = np.maximum(np.logaddexp.reduce(counted, axis=1), LEAST_LOG_ODDS)
-            every = np.concatenate([log_odds, any_of_them[:, None]], axis=1)
-            evidence: np.ndarray = np.logaddexp(np.float32(0), every + 1)
-        return evidence
+        return evidence_of_harm(log_odds, enabled)
+
+
+def evidence_of_harm(log_odds: np.ndarray, enabled: Sequence[bool] | None = None) -> np.ndarray:
+    """Evidence of harm [B, K + 1], log(1 + e · odds), by the prompt head's log-odds [B, K]: of each category, of any.
+
+    Categories that ``enabled`` [K] leaves out have no part in the last one.
+    """
+    counted = log_odds if enabled is None else np.where(enabled, log_odds, -np.inf)
+    with np.errstate(invalid="ignore"):  # of states that are no numbers: the guard refuses such scores
+        any_of_them = np.maximum(np.logaddexp.reduce(counted, axis=1), LEAST_LOG_ODDS)
+        every = np.concatenate([log_odds, any_of_them[:, None]], axis=1)
+        evidence: np.ndarray = np.logaddexp(np.float32(0), every + 1)
+    return evidence

@@ -1,0 +1,15 @@
+"""Opening ONNX graphs in ONNX Runtime, on a processor."""
+
+from __future__ import annotations
+
+import onnxruntime
+
+
+def opened(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session that runs a graph on so many processor threads; any number of callers may use it at once."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait for the next prompt must not take the cores from what scores this one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
