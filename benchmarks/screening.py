@@ -71,7 +71,7 @@ def _duplicates(folder: Path, given: argparse.Namespace) -> str:
     path = _written(folder / "prompts.csv", _with_duplicates(given.prompts))
     lines = ["| options | seconds | what the run says |", "|---|---|---|"]
     for options in (("--cache", "0"), (), ("--near-duplicates", "0.7")):
-        output = folder / ("out" + "".join(options))
+        output = folder / "-".join(["out", *options]).replace(".", "")  # a name with a suffix would be a file
         start = time.perf_counter()
         said = _run("--file_path", path, "--output", output, *options).partition(": ")[2].strip()
         lines.append(f"| {' '.join(options) or '(none)'} | {time.perf_counter() - start:.0f} | {said} |")
@@ -82,8 +82,12 @@ _MEASURES = {"reading": _reading, "screening": _screening, "duplicates": _duplic
 
 
 def _run(*arguments: str | Path) -> str:
+    """What the command prints; where it fails, the benchmark ends with its error."""
     command = [sys.executable, "-m", "latentguard", "screen", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout
 
 
 def _rate(output: Path) -> float:

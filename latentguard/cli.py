@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latentguard.screening.recipe import GuardRecipe
 
 # What a light install lacks and the extra "training" brings.
-_FOR_TRAINING = frozenset({"torch", "sklearn", "matplotlib"})
+_FOR_TRAINING = frozenset({"accelerate", "matplotlib", "sklearn", "torch"})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,10 +98,18 @@ def _screen(arguments: argparse.Namespace) -> None:
         only=arguments.only,
         cache=arguments.cache,
         near_duplicates=arguments.near_duplicates,
+        unusable=arguments.unusable,
         part_rows=arguments.part_rows,
     )
     concepts = None if arguments.concepts is None else tuple(read_concepts(arguments.concepts))
-    recipe = GuardRecipe(arguments.model, concepts, arguments.threshold, arguments.flag_margin)
+    recipe = GuardRecipe(
+        arguments.model,
+        concepts,
+        arguments.threshold,
+        arguments.flag_margin,
+        arguments.precision,
+        arguments.compile,
+    )
     if arguments.engine == "ray":
         _screen_on_ray(arguments, recipe, inputs, options, into_folder=into_folder)
         return
@@ -162,6 +170,7 @@ def _say_if_light() -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from latentguard.training.processes import local_device
     from latentguard.training.run import TrainingRun
     from latentguard.training.trainer import TrainingArguments
 
@@ -177,7 +186,7 @@ def _train(arguments: argparse.Namespace) -> None:
         from privacy.passkey.keys import PassKey
 
         passkey = PassKey.obtain(arguments.passkey_file)
-        plain = load_encoder(encoder, device=arguments.device, layers=arguments.layers)
+        plain = load_encoder(encoder, device=local_device(arguments.device), layers=arguments.layers)
         encoder = PasskeyEncoder(plain, arguments.converted, passkey)
     run = TrainingRun(
         **paths,
@@ -185,6 +194,8 @@ def _train(arguments: argparse.Namespace) -> None:
         false_positive_rate=arguments.false_positive_rate,
         encoder=encoder,
         device=arguments.device,
+        precision=arguments.precision,
+        compiler=arguments.compile,
         layers=arguments.layers,
         grammar=arguments.grammar,
         replacements=arguments.replacements,
@@ -193,7 +204,10 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments=TrainingArguments(**recipe),
         command=arguments.command_line,
     )
-    folder, report, result = run.execute()
+    finished = run.execute()
+    if finished is None:  # one of several processes, and not the one that tells how it went
+        return
+    folder, report, result = finished
     print("\n".join(report.lines()))
     print(f"held-out concepts: AUC {result.best['auc']:.4f} at step {result.best['step']:.0f}")
     print(f"wrote {folder}")
@@ -387,6 +401,16 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", default="prompt", help="the column that holds the prompts (default: prompt)")
 
 
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="run what torch.compile makes of the model, with this backend (default: inductor)",
+    )
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     _add_where(parser)
     parser.add_argument("--concepts", type=Path, metavar="FILE", help="the bank: .txt, one a line, or .json, a list")
@@ -442,6 +466,12 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
         help="approximate: prompts that are nearly a clearly harmless one get its verdict (0.5 to 1, or 0.9)",
     )
     parser.add_argument(
+        "--unusable",
+        choices=("stop", "block"),
+        default="stop",
+        help="rows without a prompt that can be scored: end with an error, or write them as blocked (default: stop)",
+    )
+    parser.add_argument(
         "--part-rows",
         type=int,
         default=32_768,
@@ -460,6 +490,11 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="the share of a GPU for each worker on Ray (default: 0)",
     )
+    parser.add_argument(
+        "--precision",
+        help="of the encoder: int8 or fp32; in PyTorch, as on a GPU, fp32, bf16 or fp16 (default: its own)",
+    )
+    _add_compile(parser)
     parser.set_defaults(run=_screen)
 
 
@@ -550,6 +585,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where token states are kept")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the layer's training; the encoder keeps its own (default: fp32 on a processor, bf16 on a GPU)",
+    )
+    _add_compile(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
     for name, kind in (
         ("epochs", int),

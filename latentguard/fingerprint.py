@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def model_fingerprint(guard: LatentGuard) -> str:
-    """64 hexadecimal digits over the guard's encoder, its layers and all trained numbers."""
-    digest = hashlib.sha256(json.dumps([guard.encoder.name, list(guard.encoder.layers)]).encode())
+    """64 hexadecimal digits over the guard's encoder, its layers, its precision if half, all trained numbers, and how
+    rare words are."""
+    precision = getattr(guard.encoder, "precision", None)
+    half = [precision] if precision in ("bf16", "fp16") else []
+    digest = hashlib.sha256(json.dumps([guard.encoder.name, list(guard.encoder.layers), *half]).encode())
     for module in (guard.mapping, *(() if guard.heads is None else (guard.heads.scale, guard.heads.prompt_head))):
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode() + str(tuple(tensor.shape)).encode())
             digest.update(as_numpy(single(tensor)).tobytes())
     if guard.heads is not None:
-        digest.update(json.dumps(asdict(guard.heads.combination)).encode())
+        digest.update(json.dumps(asdict(guard.heads.combination)).encode() + guard.heads.rarity.as_bytes())
     return digest.hexdigest()
 
 

@@ -284,6 +284,10 @@ def test_a_malformed_csv_row_is_refused(file: File, row: str, fault: str) -> Non
         ('["a cat"]', "is a list, not an object"),
         ('{"text": "a cat"}', "has no column 'prompt'; its columns are: 'text'"),
         ('{"prompt": "\\ud83d"}', "field 'prompt' is not valid Unicode: it has half of a surrogate pair"),
+        ('{"prompt": "a cat", "x": "\\ud83d"}', "field 'x' is not valid Unicode: it has half of a surrogate pair"),
+        ('{"prompt": "a cat", "\\ud83d": 1}', "field '\\ud83d' is not valid Unicode: it has half of a surrogate pair"),
+        ('{"prompt": "a cat", "prompt": "a dog"}', "has two fields 'prompt'"),
+        ('{"prompt": "a cat", "x": [{"y": 1, "y": 2}]}', "has two fields 'y'"),
         ("[" * 100_000, "is not JSON that can be read: it is nested too deep or has too long a number"),
         ("9" * 10_000, "is not JSON that can be read: it is nested too deep or has too long a number"),
     ],
@@ -313,6 +317,118 @@ def test_a_carriage_return_inside_a_line_of_text_is_refused(file: File) -> None:
 def test_a_prompt_beyond_the_limit_is_refused(tmp_path: Path, suffix: str) -> None:
     path = write_prompts(tmp_path / f"p{suffix}", [SECRET, "a" * (MAX_PROMPT_CHARS + 1)])
     assert fault_of(path).endswith("is longer than 100,000 characters")
+
+
+def test_a_field_that_nobody_asked_for_may_be_anything(file: File) -> None:
+    path = file("p.jsonl", '{"prompt": "a cat", "x": "\\ud83d"}\n')
+    assert [row.prompt for row in PromptFile(path, fields=())] == ["a cat"]
+
+
+# --- rows that can't be used, where they don't end the reading
+
+
+def faults_of(path: Path, **options: Any) -> list[str]:
+    """What the rows of a file have: the prompt, or the fault."""
+    rows = list(PromptFile(path, faulty=True, **options))
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert all(row.prompt == "" for row in rows if row.fault is not None)
+    return [row.fault or row.prompt for row in rows]
+
+
+def test_lines_of_text_that_can_not_be_used_have_faults(file: File) -> None:
+    content = (
+        b"\xef\xbb\xbf\na cat\n\n \n\xffa\n" + b"x" * 1_000_000 + b"\na\rb\na\0b\n" + b"y" * 100_001 + b"\na dog\n\n\n"
+    )
+    assert faults_of(file("p.txt", content)) == [
+        "line 1: is blank",
+        "a cat",
+        "line 3: is blank",
+        "line 4: is blank",
+        "line 5: is not UTF-8 at byte 1 of the line",
+        "line 6: is longer than 100,000 characters",
+        "line 7: has a carriage return inside: lines end with \\n or \\r\\n",
+        "line 8: has a NUL character: is the file UTF-16, or not text?",
+        "line 9: is longer than 100,000 characters",
+        "a dog",
+    ]
+
+
+def test_rows_of_a_csv_that_can_not_be_used_have_faults(file: File) -> None:
+    content = b'id,prompt\n1,\n2,a,b\n\n\n5\n6,NaN\n7,"a\n\xff"\n8,"a\0\nb"\n9,a cat\n\n\n'
+    assert faults_of(path := file("p.csv", content)) == [
+        "row 1 (line 2): field 'prompt' is empty",
+        "row 2 (line 3): has 3 fields where the header has 2",
+        "row 3 (line 4): is blank",
+        "row 4 (line 5): is blank",
+        "row 5 (line 6): has 1 field where the header has 2",
+        "row 6 (line 7): field 'prompt' is NaN",
+        "line 9: is not UTF-8 at byte 1 of the line",
+        "line 10: has a NUL character: is the file UTF-16, or not text?",
+        "a cat",
+    ]
+    assert [row.fields.get("id") for row in PromptFile(path, faulty=True)] == ["1", *[None] * 4, "6", None, None, "9"]
+
+
+def test_lines_of_json_that_can_not_be_used_have_faults(file: File) -> None:
+    content = b'oops\n[]\n{"x": 1}\n\n{"prompt": 5, "id": 7}\n{"prompt": "\xff"}\n{"prompt": "a cat"}\n'
+    assert faults_of(path := file("p.jsonl", content)) == [
+        "line 1: is not valid JSON (Expecting value; character 1)",
+        "line 2: is a list, not an object",
+        "line 3: has no column 'prompt'; its columns are: 'x'",
+        "line 4: is blank",
+        "line 5: field 'prompt' is a number, not text",
+        "line 6: is not UTF-8 at byte 13 of the line",
+        "a cat",
+    ]
+    assert [dict(row.fields) for row in PromptFile(path, faulty=True)][4] == {"id": 7}
+
+
+def test_rows_of_parquet_that_can_not_be_used_have_faults(tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "p.parquet", ["a cat", None, " "])
+    assert faults_of(path) == ["a cat", "row 2: field 'prompt' is null", "row 3: field 'prompt' is empty"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("p.csv", "id,text\n1,a cat\n", "has no column 'prompt'"),
+        ("p.csv", b"id,prompt\xff\n1,a cat\n", "line 1: is not UTF-8"),
+        ("p.csv", 'id,prompt\n1,"a cat\n', "is not valid CSV"),
+        ("p.csv", f"id,prompt\n1,{'a' * 5_000_000}\n2,a cat\n", "line 2: is longer than 4,194,304 bytes"),
+        ("p.txt.gz", gzip.compress(b"a cat\n" * 1_000)[:-9], "can't be read"),
+        ("p.parquet", b"PAR1", "is damaged or not a Parquet file"),
+    ],
+    ids=["column", "encoding of the header", "quotes", "a line without end", "compression", "no parquet"],
+)
+def test_a_file_whose_rows_can_not_be_told_apart_is_refused_all_the_same(
+    file: File, name: str, content: str | bytes, fault: str
+) -> None:
+    with pytest.raises(DataError, match=fault):
+        faults_of(file(name, content))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n" * 100_000], ids=["empty", "blank"])
+def test_a_file_without_rows_has_none_then(file: File, content: bytes) -> None:
+    assert faults_of(path := file("p.txt", content)) == []
+    assert PromptFile(path, faulty=True).other_columns() is None
+
+
+def test_blank_lines_are_counted_and_not_held(file: File) -> None:
+    path = file("p.txt", b"\n" * 300_000 + b"a cat\n")
+    tracemalloc.start()
+    try:
+        rows = sum(1 for _ in PromptFile(path, faulty=True))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows == 300_001
+    assert peak < 5_000_000
+
+
+def test_the_columns_are_those_of_the_first_row_that_can_be_used(file: File) -> None:
+    path = file("p.jsonl", 'oops\n{"id": 1, "prompt": ""}\n{"id": 2, "x": 3, "prompt": "a cat"}\n')
+    assert PromptFile(path, faulty=True).other_columns() == ["id", "x"]
+    assert PromptFile(path, fields=["x", "y"], faulty=True).other_columns() == ["x"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
@@ -479,7 +595,7 @@ def test_a_text_file_of_concepts_that_can_not_be_used_is_refused(file: File, con
     [
         ("", "has no concepts"),
         ("[]", "has no concepts"),
-        ('["gore"', "is not valid JSON (Expecting ',' delimiter; line 1, character 8)"),
+        ('["gore"', "is not valid JSON (Expecting ',' delimiter; character 8)"),
         ('{"name": "gore"}', "is an object, not a list of concepts"),
         ('["gore", 5]', "item 2: is a number, not a concept's name or an object"),
         ('["gore", "  "]', "item 2: the concept is empty"),
@@ -636,6 +752,14 @@ def test_an_object_column_takes_any_value(tmp_path: Path) -> None:
 def test_values_that_json_lacks_have_a_form_in_it(tmp_path: Path, value: object, written: object) -> None:
     path = write(tmp_path / "o.jsonl", [{"any": value}], {"any": object})
     assert json.loads(path.read_text()) == {"any": written}
+
+
+def test_a_value_deeper_than_the_stack_is_refused(tmp_path: Path) -> None:
+    value: list[Any] = []
+    for _ in range(5_000):
+        value = [value]
+    with pytest.raises(DataError, match="row 1: field 'any' is nested too deep"):
+        write(tmp_path / "o.jsonl", [{"any": value}], {"any": object})
 
 
 def test_bytes_have_no_form_as_text(tmp_path: Path) -> None:

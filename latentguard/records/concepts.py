@@ -17,7 +17,15 @@ from latentguard.records.faults import (
     shown_name,
     unreadable,
 )
-from latentguard.records.lines import MAX_LINE_BYTES, MAX_PROMPT_BYTES, lines, opened, parsed, without_last_blanks
+from latentguard.records.lines import (
+    MAX_LINE_BYTES,
+    MAX_PROMPT_BYTES,
+    lines,
+    opened,
+    parsed,
+    usable,
+    without_last_blanks,
+)
 from latentguard.records.values import finite
 
 
@@ -61,17 +69,20 @@ def read_concepts(path: str | Path) -> list[ConceptEntry]:
 
 def _read_lines(path: Path) -> Iterator[tuple[str, ConceptEntry]]:
     with opened(path) as file:
-        numbered = lines(path, file.content, MAX_PROMPT_BYTES, too_long=TOO_LONG)
-        for number, line in without_last_blanks(path, numbered):
-            yield f"line {number}", ConceptEntry(line.strip())
+        numbered = without_last_blanks(lines(file.content, MAX_PROMPT_BYTES, too_long=TOO_LONG))
+        for line in usable(path, numbered):
+            yield f"line {line.number}", ConceptEntry(line.text.strip())
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, ConceptEntry]]:
     with opened(path) as file:
-        text = "".join(line for _, line in lines(path, file.content, MAX_LINE_BYTES))
+        text = "".join(line.text for line in usable(path, lines(file.content, MAX_LINE_BYTES)))
     if not text.strip():
         return
-    items = parsed(path, text)
+    try:
+        items = parsed(text)
+    except ValueError as error:
+        raise fault_at(path, str(error)) from error
     if not isinstance(items, list):
         raise fault_at(path, f"is {kind_of(items)}, not a list of concepts")
     for number, item in enumerate(items, 1):

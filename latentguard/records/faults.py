@@ -40,10 +40,20 @@ def prompt_fault(prompt: object) -> str | None:
     return None
 
 
-def missing_column(path: Path, column: str, names: Iterable[str], where: str | None = None) -> DataError:
-    """The error for a column that is not among those a file has."""
+def missing_column(column: str, names: Iterable[str]) -> str:
+    """What is wrong where a column is not among those there are."""
     listed = ", ".join(map(shown_name, names)) or "none"
-    return fault_at(path, f"has no column {column!r}; its columns are: {listed}", where)
+    return f"has no column {column!r}; its columns are: {listed}"
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there for the second time; None if there is none."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def shown_name(name: str) -> str:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from latentguard.records.faults import MAX_PROMPT_CHARS, fault_at
+from latentguard.records.faults import MAX_PROMPT_CHARS, fault_at, repeated, shown_name
 
 MAX_PROMPT_BYTES = 4 * MAX_PROMPT_CHARS + len("\r\n")
 # A row of a table may have other, larger fields; still, no file may make us hold a line of any length.
@@ -52,49 +52,86 @@ def opened(path: Path) -> Iterator[OpenedFile]:
             yield OpenedFile(raw, content)
 
 
-def lines(path: Path, content: IO[bytes], limit: int, too_long: str | None = None) -> Iterator[tuple[int, str]]:
-    """The lines of UTF-8 content with their numbers and line ends; of an overlong one, only `limit` bytes are read.
+class Line(NamedTuple):
+    """A line of a file: its number from 1, its text with the line end, and what is wrong with it, if anything is.
 
-    Raises:
-        DataError: a line is too long, is not UTF-8 or has a NUL character; it names `path` and the line.
+    Of a line that isn't UTF-8 the text has what can be read; of one that is too long, nothing.
     """
+
+    number: int
+    text: str
+    fault: str | None = None
+
+
+def lines(content: IO[bytes], limit: int, too_long: str | None = None) -> Iterator[Line]:
+    """The lines of UTF-8 content. One of more than `limit` bytes, with a NUL character or in another encoding has a
+    fault; of an overlong one, no more than `limit` bytes are held."""
     number = 0
     while line := content.readline(limit + 1):
         number += 1
-        where = f"line {number}"
         if len(line) > limit:
-            raise fault_at(path, too_long or f"is longer than {limit:,} bytes", where)
+            yield Line(number, "", too_long or f"is longer than {limit:,} bytes")
+            while line and not line.endswith(b"\n"):
+                line = content.readline(limit)
+            continue
         if number == 1:
             line = line.removeprefix(_BOM)
         try:
-            text = line.decode("utf-8")
+            text, fault = line.decode("utf-8"), None
         except UnicodeDecodeError as error:
-            raise fault_at(path, f"is not UTF-8 at byte {error.start + 1} of the line", where) from error
-        if "\0" in text:
-            raise fault_at(path, "has a NUL character: is the file UTF-16, or not text?", where)
-        yield number, text
+            text, fault = line.decode("utf-8", "replace"), f"is not UTF-8 at byte {error.start + 1} of the line"
+        if fault is None and "\0" in text:
+            fault = "has a NUL character: is the file UTF-16, or not text?"
+        yield Line(number, text, fault)
 
 
-def without_last_blanks(path: Path, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """The lines without blank ones at the end; a blank line before another one is a DataError."""
-    blank: int | None = None
-    for number, line in numbered:
-        if not line.strip():
-            blank = blank or number
-        elif blank is not None:
-            raise fault_at(path, "is blank", f"line {blank}")
-        else:
-            yield number, line
+def without_last_blanks(numbered: Iterable[Line]) -> Iterator[Line]:
+    """The lines without blank ones at the end; a blank line before another one has a fault."""
+    first: int | None = None  # of the blank lines that were read last; there may be more than memory holds
+    for line in numbered:
+        if line.fault is None and not line.text.strip():
+            first = first or line.number
+            continue
+        if first is not None:
+            yield from (Line(number, "", "is blank") for number in range(first, line.number))
+            first = None
+        yield line
 
 
-def parsed(path: Path, text: str, where: str | None = None) -> Any:
-    """The value of a JSON text, that of `where` in a file; DataError if it is none."""
+def usable(path: Path, numbered: Iterable[Line]) -> Iterator[Line]:
+    """The lines; DataError, which names `path` and the line, at the first that has a fault."""
+    for line in numbered:
+        if line.fault is not None:
+            raise fault_at(path, line.fault, f"line {line.number}")
+        yield line
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or one of its objects has a name twice, of which readers take now this one, now that.
+    """
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        at = f"character {error.colno}" if where else f"line {error.lineno}, character {error.colno}"
-        raise fault_at(path, f"is not valid JSON ({error.msg}; {at})", where) from error
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise ValueError(f"is not valid JSON ({error.msg}; {line}character {error.colno})") from error
+    except _RepeatedNameError:
+        raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested brackets
-        raise fault_at(
-            path, "is not JSON that can be read: it is nested too deep or has too long a number", where
-        ) from error
+        raise ValueError("is not JSON that can be read: it is nested too deep or has too long a number") from error
+
+
+class _RepeatedNameError(ValueError):
+    """An object has a name twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _RepeatedNameError(f"has two fields {shown_name(str(repeated(name for name, _ in pairs)))}")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -29,8 +29,15 @@ def plain(value: Any) -> Any:
     """A value in the types of JSON: times in ISO 8601, decimals as text, NaN and infinities, which it lacks, as null.
 
     Raises:
-        TypeError, ValueError: it has no such form, as bytes haven't.
+        TypeError, ValueError: it has no such form, as bytes haven't, or is nested deeper than Python's stack.
     """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise ValueError("is nested too deep") from error
+
+
+def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
@@ -38,15 +45,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_key(key): plain(each) for key, each in value.items()}
+        return {_key(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [_plain(each) for each in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (decimal.Decimal, datetime.timedelta, uuid.UUID)):
         return str(value)
     if hasattr(value, "item"):  # a NumPy scalar
-        return plain(value.item())
+        return _plain(value.item())
     raise TypeError(f"is {kind_of(value)}, which can't be written as text")
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -61,7 +62,7 @@ def screen_file(
         for path, row, outcome in _screened(guard, paths, options, layout, summary, progress=True):
             if layout.selects(outcome):
                 values = layout.decided(path, row.number, outcome)
-                writer.write({"prompt": row.prompt} | values | layout.carried(path, row))
+                writer.write({"prompt": row.prompt or None} | values | layout.carried(path, row))
     return summary
 
 
@@ -114,7 +115,7 @@ def _screened(
     screener = Screener(guard, options)
     with closing(Progress(sum(path.stat().st_size for path in paths), shown=progress)) as bar:
         for path in paths:
-            file, read = PromptFile(path, options.column, fields=layout.fields()), 0
+            file, read = PromptFile(path, options.column, fields=layout.fields(), faulty=screener.blocks_unusable), 0
             for rows in chunks(file, _ROWS_AT_A_TIME):
                 outcomes, numbers = screened_rows(screener, path, rows)
                 summary.add(numbers)
@@ -131,19 +132,33 @@ def chunks(rows: Iterable[PromptRow], size: int) -> Iterator[list[PromptRow]]:
 
 
 def screened_rows(screener: Screener, path: Path, rows: Sequence[PromptRow]) -> tuple[list[Outcome], ScreeningSummary]:
-    """The outcomes of rows of a file and their numbers.
+    """The outcomes of rows of a file and their numbers. Rows with a fault are blocked.
 
     Raises:
-        DataError: a prompt can't be scored; the message names the file and the row.
+        DataError: a prompt can't be scored, and the options don't say to block it; the message names the file and the
+            row.
         LatentGuardError: as :meth:`LatentGuard.check`.
     """
+    prompts = [row.prompt for row in rows if row.fault is None]
     try:
-        return screener.counted([row.prompt for row in rows])
+        scored, summary = screener.counted(prompts)
     except PromptError as error:
-        for row in rows:
-            if not normalize(row.prompt):
-                raise DataError(f"{path}: prompt {row.number}: empty: it has nothing that can be seen") from error
-        raise
+        unseen = {row.number: _unseen(row) for row in rows if row.fault is None and not normalize(row.prompt)}
+        if not unseen:
+            raise
+        if not screener.blocks_unusable:
+            raise DataError(f"{path}: {next(iter(unseen.values()))}") from error
+        return screened_rows(screener, path, [replace(row, fault=unseen.get(row.number, row.fault)) for row in rows])
+    following = iter(scored)
+    outcomes = [next(following) if row.fault is None else Outcome.unusable(row.fault) for row in rows]
+    for outcome in outcomes:
+        if outcome.fault is not None:
+            summary.count(outcome.decision, outcome.category)
+    return outcomes, summary
+
+
+def _unseen(row: PromptRow) -> str:
+    return f"prompt {row.number}: empty: it has nothing that can be seen"
 
 
 def _line(prompt: str, outcome: Outcome, room: int, colour: bool) -> str:
@@ -151,9 +166,11 @@ def _line(prompt: str, outcome: Outcome, room: int, colour: bool) -> str:
     if colour:
         code = {"allow": "32", "flag": "33", "block": "31;1"}[outcome.decision]
         word = f"\033[{code}m{word}\033[0m"
+    score = "" if outcome.score is None else f"{outcome.score:.2f}"
+    concept = outcome.concept or "(unusable)"
     # What a stranger wrote must not steer the reader's terminal.
-    prompt = "".join(c if c.isprintable() else " " for c in prompt)
-    return f"{word} {outcome.score:6.2f}  {_shortened(outcome.concept, 26):<26}  {_shortened(prompt, room)}"
+    shown = "".join(c if c.isprintable() else " " for c in outcome.fault or prompt)
+    return f"{word} {score:>6}  {_shortened(concept, 26):<26}  {_shortened(shown, room)}"
 
 
 def _shortened(text: str, room: int) -> str:

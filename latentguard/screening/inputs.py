@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +25,24 @@ def find_inputs(names: Iterable[str | Path]) -> list[Path]:
     "_"; or a pattern with ``*``, ``?``, ``[...]`` and ``**``. What a folder or a pattern stands for is sorted.
 
     Raises:
-        DataError: a name stands for no file, a file is there twice or can't be a prompt file.
+        DataError: a name stands for no file, a file is there twice or can't be a prompt file, its name can't be
+            written down, or a folder has a link to another one, where files would go unscreened.
     """
     found: dict[str, Path] = {}
     for name in names:
         for path in _files_of(Path(name)):
+            _check_name(path)
             check_prompts_file(path)
             if (real := os.path.realpath(path)) in found:
                 raise DataError(f"{path}: is given twice")
             found[real] = path
     return list(found.values())
+
+
+def _check_name(path: Path) -> None:
+    # Bytes that are no UTF-8 are halves of surrogate pairs here, and no manifest could hold them.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
+        raise DataError(f"{str(path)!r}: a file's name must be UTF-8 without control characters")
 
 
 def _files_of(name: Path) -> list[Path]:
@@ -55,6 +65,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [each for each in folders if not _is_hidden(each)]
+        for each in folders:
+            if os.path.islink(path := Path(parent, each)):
+                raise DataError(f"{path}: is a link to a folder; name that folder itself")
         yield from (Path(parent, each) for each in files if not _is_hidden(each))
 
 
@@ -80,11 +93,13 @@ class InputState:
 
     @classmethod
     def of(cls, path: Path) -> InputState:
-        """The state of a file now; DataError if it is gone."""
+        """The state of a file now; DataError if it is gone, or a pipe or a device, which can't be read again."""
         try:
             found = path.stat()
         except OSError as error:
             raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: is a pipe or a device; parts are made of files that can be read again")
         return cls(found.st_size, found.st_mtime_ns)
 
 

@@ -22,6 +22,8 @@ class Layout:
 
     Attributes:
         kept: the columns of the input that are carried over, with what their values are.
+        faulty: whether there is a column ``fault``: where rows that can't be used are written too.
+        near: whether there is a column ``near_duplicate``: where prompts may get another's verdict.
         flagged: whether there is a column ``flagged``: where the policy flags prompts at all.
         numbered: whether there is a column ``row``: where the place in the output doesn't tell it.
         named: whether there is a column ``file``: where there are several inputs.
@@ -30,6 +32,8 @@ class Layout:
     """
 
     kept: Columns
+    faulty: bool
+    near: bool
     flagged: bool
     numbered: bool
     named: bool
@@ -42,6 +46,10 @@ class Layout:
         columns: dict[str, Any] = {"prompt": str, "score": float, "concept": str, "blocked": bool}
         if self.flagged:
             columns["flagged"] = bool
+        if self.near:
+            columns["near_duplicate"] = bool
+        if self.faulty:
+            columns["fault"] = str
         if self.named:
             columns["file"] = str
         if self.numbered:
@@ -74,6 +82,10 @@ class Layout:
         }
         if self.flagged:
             values["flagged"] = outcome.decision == "flag"
+        if self.near:
+            values["near_duplicate"] = outcome.near
+        if self.faulty:
+            values["fault"] = outcome.fault
         if self.named:
             values["file"] = str(path)
         if self.numbered:
@@ -99,6 +111,8 @@ def layout_of(inputs: Sequence[Path], options: ScreeningOptions, *, flags: bool,
     kept = _kept(inputs, options, parquet) if options.keep else {}
     layout = Layout(
         kept={},
+        faulty=options.unusable == "block",
+        near=options.near_duplicates is not None,
         flagged=flags,
         numbered=options.only is not None or len(inputs) > 1,
         named=len(inputs) > 1,
@@ -113,14 +127,19 @@ def layout_of(inputs: Sequence[Path], options: ScreeningOptions, *, flags: bool,
 def _kept(inputs: Sequence[Path], options: ScreeningOptions, parquet: bool) -> Columns:
     typed = parquet and all(path.suffix.lower() == ".parquet" for path in inputs)
     kept: dict[str, Any] = {}
-    for place, path in enumerate(inputs):
-        names = PromptFile(path, options.column).other_columns()
+    first: Path | None = None
+    for path in inputs:
+        fields = None if options.keep == "all" else options.keep
+        names = PromptFile(path, options.column, fields=fields, faulty=options.unusable == "block").other_columns()
+        if names is None:
+            continue
         wanted = names if options.keep == "all" else list(dict.fromkeys(options.keep))
         for name in wanted:
             if name not in names:
                 raise DataError(f"{path}: has no column {name!r} to keep")
-        if place and set(wanted) != kept.keys():
-            raise DataError(f"{path}: has other columns than {inputs[0]}; name those to keep")
+        if first is not None and set(wanted) != kept.keys():
+            raise DataError(f"{path}: has other columns than {first}; name those to keep")
+        first = first or path
         types = parquet_types(path) if typed else dict.fromkeys(wanted, object)
         for name in wanted:
             if kept.setdefault(name, types[name]) != types[name]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentguard import __version__
 from latentguard.errors import DataError
 from latentguard.fingerprint import fingerprint, model_fingerprint
 from latentguard.records import arrow_schema
@@ -26,12 +27,14 @@ class GuardIdentity:
     """What decides.
 
     Attributes:
+        version: latentguard's, whose code reads the prompts.
         fingerprint: of weights, concepts and thresholds.
         encoder: its name.
         arithmetic: what the encoder computes with; scores differ slightly between two of them.
         concepts, threshold: of the bank and the policy, for the reader.
     """
 
+    version: str
     fingerprint: str
     encoder: str
     arithmetic: str
@@ -44,6 +47,7 @@ class GuardIdentity:
         device = guard.encoder.device
         precision = getattr(guard.encoder, "precision", "fp32")  # only the embedded encoder has a choice
         return cls(
+            __version__,
             fingerprint(guard, model_fingerprint(guard)),
             guard.encoder.name,
             f"{device} {precision}" if device.type == "cpu" else device.type,
@@ -98,6 +102,7 @@ class Plan:
                 "keep": options.keep if isinstance(options.keep, str) else list(options.keep),
                 "only": options.only,
                 "near_duplicates": options.near_duplicates,
+                "unusable": options.unusable,
                 "part_rows": options.part_rows,
             },
             "columns": {field.name: str(field.type) for field in arrow_schema(self.layout.columns)},
@@ -106,7 +111,7 @@ class Plan:
 
 _WORDS = {
     "format": "by another version of latentguard",
-    "guard": "with another guard (weights, concepts, thresholds or arithmetic)",
+    "guard": "with another guard (weights, concepts, thresholds, arithmetic or version)",
     "columns": "with other columns",
 }
 

@@ -8,8 +8,9 @@ What is found is an estimate, so it is used where an error costs least. A verdic
 its prompt by a clear margin; what was blocked, flagged or anywhere near a threshold is never looked up, and a prompt
 like it is always scored. Nor may the prompt have a word, or a number, that the one it resembles hasn't: one word is
 enough to make a harmless prompt a harmful one. What remains are other orders, repetitions, omissions, punctuation, case
-and spelling tricks. Even so an order or an omission can carry harm: this is for sorting large collections, not for
-prompts of people who look for a way past the guard.
+and spelling tricks. Even so an order or an omission can move a score by more than the margin, and a prompt that would
+be blocked gets through. Each outcome that was passed on says so: this is for sorting large collections, not for prompts
+of people who look for a way past the guard.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class NearDuplicates:
         self._next = 0
 
     def find(self, prompt: str) -> Outcome | None:
-        """The outcome of a remembered prompt that is nearly the same and has all of this one's words, if any."""
+        """The outcome, marked as such, of a remembered prompt that is nearly the same and has all of this one's words;
+        None if there is none."""
         words, sketch = self._sketch(prompt)
         if not words:
             return None
@@ -71,7 +73,7 @@ class NearDuplicates:
             similarity = candidate.sketch.jaccard(sketch)
             if similarity >= highest and words <= candidate.words:
                 best, highest = candidate, similarity
-        return None if best is None else best.outcome
+        return None if best is None else best.outcome._replace(near=True)
 
     def remember(self, prompt: str, outcome: Outcome) -> None:
         """Remembers a prompt that was scored, if it was allowed by a clear margin; the oldest one goes."""

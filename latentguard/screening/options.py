@@ -9,6 +9,7 @@ from typing import Literal
 from latentguard.errors import DataError
 
 Selection = Literal["blocked", "flagged", "allowed"]
+Unusable = Literal["stop", "block"]
 ROWS_A_PART = 32_768
 CACHED_PROMPTS = 262_144
 
@@ -25,6 +26,8 @@ class ScreeningOptions:
             0 for none.
         near_duplicates: the Jaccard similarity from which a prompt may get the verdict of a harmless one; None for
             identical prompts alone. See :class:`latentguard.screening.near.NearDuplicates`.
+        unusable: what a row that can't be used does, such as one with an empty prompt or a broken line: it ends the
+            run, or it is written as blocked, with the reason in a column ``fault``.
         part_rows: how many rows of an input go into one file of an output folder; after an interruption, at most as
             many (on Ray: as many for each worker) are screened again.
 
@@ -37,6 +40,7 @@ class ScreeningOptions:
     only: Selection | None = None
     cache: int = CACHED_PROMPTS
     near_duplicates: float | None = None
+    unusable: Unusable = "stop"
     part_rows: int = ROWS_A_PART
 
     def __post_init__(self) -> None:

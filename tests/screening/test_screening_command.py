@@ -22,7 +22,7 @@ def test_the_defaults_are_those_of_the_library() -> None:
     parser = argparse.ArgumentParser()
     add_screen(parser)
     given = parser.parse_args(["--file_path", "a.txt"])
-    names = ("column", "only", "cache", "near_duplicates", "part_rows")
+    names = ("column", "only", "cache", "near_duplicates", "unusable", "part_rows")
     assert [getattr(given, name) for name in names] == [getattr(ScreeningOptions(), name) for name in names]
     told = parser.format_help().replace("\n", "").replace(" ", "")
     assert f"default:{given.cache};" in told
@@ -58,6 +58,19 @@ def test_a_name_without_suffix_or_a_folder_takes_parts(
     assert rows
     assert all(PROMPTS[row["row"] - 1] == row["prompt"] and row["id"] == str(row["row"] - 1) for row in rows)
     assert capsys.readouterr().out.startswith(f"{tmp_path / output}: 6 prompts: ")
+
+
+def test_rows_that_can_not_be_used_are_blocked_if_asked_for(
+    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_prompts(tmp_path / "in.csv", [PROMPTS[0], ""])
+    assert screen(tiny_weights, "--file_path", path, "--output", tmp_path / "out.csv") == 2
+    assert "row 2 (line 3): field 'prompt' is empty" in capsys.readouterr().err
+    assert screen(tiny_weights, "--file_path", path, "--output", tmp_path / "out.jsonl", "--unusable", "block") == 0
+    assert [row["fault"] for row in read_rows(tmp_path / "out.jsonl")] == [
+        None,
+        "row 2 (line 3): field 'prompt' is empty",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import CONCEPTS, PROMPTS, CountingEncoder, load_bert, random_mapping
+from tables import read_rows
 
 from latentguard import DataError, LatentGuard, Policy
+from latentguard.screening import screen_file
+from latentguard.screening.folder import screen_folder
 from latentguard.screening.options import ScreeningOptions
 from latentguard.screening.screener import Outcome, OutcomeCache, Screener
 from latentguard.screening.summary import ScreeningSummary
@@ -131,10 +134,22 @@ def near(default_guard: LatentGuard) -> Screener:
 )
 def test_a_near_duplicate_of_a_harmless_prompt_gets_its_verdict(near: Screener, variant: str) -> None:
     [first] = near.outcomes([CALM])
-    assert near.outcomes([variant]) == [first]
+    assert not first.near
+    assert near.outcomes([variant]) == [first._replace(near=True)]
     assert (near.near_duplicates, near.repeated) == (1, 0)
-    near.outcomes([variant])
+    assert near.outcomes([variant]) == [first._replace(near=True)]
     assert (near.near_duplicates, near.repeated) == (1, 1)
+
+
+def test_rows_tell_which_of_them_were_not_scored_themselves(default_guard: LatentGuard, tmp_path: Path) -> None:
+    pytest.importorskip("datasketch", reason="near duplicates need datasketch")
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{prompt}\n" for prompt in [CALM, *["sunset"] * 511, CALM.upper(), "river"]))
+    options = ScreeningOptions(near_duplicates=0.7, part_rows=1_000)
+    screen_file(default_guard, path, tmp_path / "out.parquet", options=options)
+    screen_folder(default_guard, path, tmp_path / "out", options=options)
+    for written in (tmp_path / "out.parquet", tmp_path / "out" / "part-00000-00000.parquet"):
+        assert [number for number, row in enumerate(read_rows(written), 1) if row["near_duplicate"]] == [513]
 
 
 @pytest.mark.parametrize(

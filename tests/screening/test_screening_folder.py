@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from models import CONCEPTS, PROMPTS, WORDS
 from tables import read_rows, write_prompts
 
 from latentguard import DataError, LatentGuard, Policy
+from latentguard.lexicon import WordRarity
 from latentguard.screening import ScreeningOptions, screen_file
-from latentguard.screening.folder import screen_folder
+from latentguard.screening.folder import opened_folder, screen_folder
 from latentguard.screening.inputs import InputState
 from latentguard.screening.layout import layout_of
+from latentguard.screening.manifest import GuardIdentity, Plan
 from latentguard.screening.parts import Part, Source, read_parts
 
 SMALL = ScreeningOptions(part_rows=50)
@@ -180,9 +183,14 @@ def other_rows(guard: LatentGuard, path: Path) -> ScreeningOptions:
     return ScreeningOptions(part_rows=50, only="blocked")
 
 
+def other_column(guard: LatentGuard, path: Path) -> ScreeningOptions:
+    return ScreeningOptions(part_rows=50, column="text")
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
+        (other_column, r"was begun with another column \(prompt\)"),
         (other_input, r"was begun when .*in\.txt was another file"),
         (other_concepts, "was begun with another guard"),
         (other_threshold, "was begun with another guard"),
@@ -201,6 +209,24 @@ def test_a_run_is_not_gone_on_with_as_another(guard: LatentGuard, tmp_path: Path
         screen_folder(guard, path, tmp_path / "out", options=options)
     assert "\n" not in str(raised.value)
     assert sorted((tmp_path / "out").iterdir()) == before
+
+
+def test_a_run_of_another_version_is_another(
+    guard: LatentGuard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_prompts(tmp_path / "in.txt", PROMPTS)
+    screen_folder(guard, path, tmp_path / "out")
+    monkeypatch.setattr("latentguard.screening.manifest.__version__", "99.0")
+    with pytest.raises(DataError, match=r"was begun with another guard \(weights, .* or version\)"):
+        screen_folder(guard, path, tmp_path / "out")
+
+
+def test_a_guard_that_takes_other_words_for_rare_is_another(headed_guard: LatentGuard) -> None:
+    before = GuardIdentity.of(headed_guard)
+    assert GuardIdentity.of(headed_guard) == before
+    assert headed_guard.heads is not None
+    headed_guard.heads = replace(headed_guard.heads, rarity=WordRarity.of([*PROMPTS, "sword", "sword"]))
+    assert GuardIdentity.of(headed_guard) != before
 
 
 def test_a_run_with_another_list_of_inputs_is_another(guard: LatentGuard, tmp_path: Path) -> None:
@@ -223,6 +249,19 @@ def test_a_damaged_part_is_not_taken_for_done(guard: LatentGuard, tmp_path: Path
     parts(tmp_path / "out")[1].write_bytes(content)
     with pytest.raises(DataError, match=fault):
         screen_folder(guard, path, tmp_path / "out", options=SMALL)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_run_without_one_of_its_parts_is_not_complete(guard: LatentGuard, tmp_path: Path, missing: int) -> None:
+    path = write_prompts(tmp_path / "in.txt", made_up(120))
+    screen_folder(guard, path, tmp_path / "out", options=SMALL)
+    parts(tmp_path / "out")[missing].unlink()
+    plan = Plan.of([path], SMALL, GuardIdentity.of(guard), flags=False)
+    with (
+        opened_folder(tmp_path / "out", plan) as folder,
+        pytest.raises(DataError, match=r"parts of .*in\.txt are missing"),
+    ):
+        folder.finish()
 
 
 def test_a_part_of_another_run_is_not_taken_for_done(guard: LatentGuard, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,31 @@ def test_a_file_of_another_kind_in_a_folder_is_not_passed_over(tree: Path) -> No
     (tree / "prompts.xlsx").touch()
     with pytest.raises(DataError, match=r"prompts\.xlsx: its suffix is none of"):
         names(tree, ".")
+
+
+@pytest.mark.parametrize("name", [b"a\nb.txt", b"caf\xe9.txt", b"a\x1b[2Jb.txt"], ids=["line", "latin-1", "escape"])
+def test_a_name_that_no_manifest_or_message_can_hold_is_refused(tree: Path, name: bytes) -> None:
+    Path(os.fsdecode(bytes(tree / "below") + b"/" + name)).write_text("a cat\n")
+    with pytest.raises(DataError, match="a file's name must be UTF-8 without control characters") as raised:
+        names(tree, "below")
+    assert str(raised.value).isprintable()
+
+
+def test_a_linked_folder_in_a_folder_is_not_passed_over(tree: Path) -> None:
+    (tree / "below" / "loop").symlink_to(tree)
+    with pytest.raises(DataError, match=r"below/loop: is a link to a folder; name that folder itself"):
+        names(tree, ".")
+
+
+def test_a_linked_folder_that_is_named_is_that_folder(tree: Path) -> None:
+    (tree / "link").symlink_to(tree / "below")
+    assert names(tree, "link") == ["link/c.jsonl.zst"]
+
+
+def test_a_pipe_has_no_state(tree: Path) -> None:
+    os.mkfifo(tree / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt: is a pipe or a device"):
+        InputState.of(tree / "pipe.txt")
 
 
 def test_a_file_that_somebody_wrote_to_is_noticed(tree: Path) -> None:

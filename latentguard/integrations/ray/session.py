@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -17,6 +19,7 @@ from latentguard.errors import DataError, MissingDependencyError
 _LOOPBACK_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 2**28
 _MOST_STORE_BYTES_A_WORKER = 2**27
+_SECONDS_TO_ANSWER = 10.0
 
 
 @contextmanager
@@ -28,11 +31,15 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
 
     Raises:
         MissingDependencyError: Ray isn't installed.
-        DataError: there is no such cluster, or a Ray of our own would be open to the network.
+        DataError: there is no such cluster, its address is one of Ray Client's, or a Ray of our own would be open to
+            the network.
     """
-    if address is None and "ray" not in sys.modules:
+    if address is not None:
+        _check_address(address)
+    elif "ray" not in sys.modules:
         _close_to_others()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is raised as an exception as well
     try:
         import ray
         import ray.data
@@ -51,9 +58,27 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
         where = "a Ray on this machine" if address is None else f"the Ray cluster {address}"
         raise DataError(f"{where} can't be used: {' '.join(str(error).split())[:300]}") from error
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")  # on tuning Ray Data
+            yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    if "://" in address:
+        raise DataError(
+            f"the Ray cluster {address} can't be used: through Ray Client, files of this machine can't be read; "
+            "give its address as HOST:PORT, or auto, on a machine that belongs to it"
+        )
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return
+    # Ray itself would try for minutes.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise DataError(f"the Ray cluster {address} can't be used: {error}") from error
 
 
 def _close_to_others() -> None:
