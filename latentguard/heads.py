@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentguard.lexicon import WordRarity
-from latentguard.mapping import ConceptQueries, real_lengths
+from latentguard.mapping import ConceptQueries, real_lengths, rows_apart
 from latentguard.prompt_head import PromptHead, any_category
 from latentguard.shapes import LEAST_LOG_ODDS
 from latentguard.shapes import Combination as Combination
@@ -70,13 +70,13 @@ class Heads:
 
         Categories that ``enabled`` [K] leaves out have no part in the last one.
         """
-        if z.device.type == "cpu":
+        if rows_apart(z):
             # One by one, without padding, so that a prompt's score doesn't depend on its neighbours by a single bit.
             rows = zip(range(len(z)), real_lengths(mask), strict=True)
             each = [self.prompt_head(z[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in rows]
             log_odds = torch.cat(each)
         else:
-            log_odds = self.prompt_head(z, mask)
+            log_odds = self.prompt_head(z, mask).float()
         counted = log_odds
         if enabled is not None:
             counted = log_odds.masked_fill(~torch.tensor(enabled, device=z.device), -torch.inf)

@@ -32,11 +32,12 @@ class PromptHead(nn.Module):
         self.attention = nn.Linear(shape.hidden, len(shape.categories), bias=False)
         self.value = nn.Linear(shape.hidden, len(shape.categories))
 
-    def forward(self, z: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    def forward(self, z: Tensor, mask: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Log-odds [B, K] of prompts z [B, L', D] with mask [B, L'], as :func:`latentguard.mapping.with_pooled` gives
-        them; ``dropout`` is the share of the inputs and of the hidden units left out in training."""
-        hidden = F.gelu(self.to_hidden(F.dropout(z, dropout, training=dropout > 0)))
-        hidden = F.dropout(hidden, dropout, training=dropout > 0)
+        them; ``noise`` is what training's dropout multiplies inputs [B, L', D] and hidden units [B, L', hidden] by."""
+        hidden = F.gelu(self.to_hidden(z if noise is None else z * noise[0]))
+        if noise is not None:
+            hidden = hidden * noise[1].to(hidden.dtype)
         shares = self.attention(hidden).masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)
         # Padding is zero, so its hidden states are finite, and its shares are 0.
         log_odds: Tensor = (shares * F.linear(hidden, self.value.weight)).sum(dim=1) + self.value.bias

@@ -136,26 +136,32 @@ class TokenStateCache:
 
         L is 1 + the most tokens among the entries. Raises IndexError for a number that is no entry.
         """
+        on_gpu = torch.device(device).type == "cuda"
+        half, mask = self.read(entries, pinned=on_gpu)
+        return half.to(device, non_blocking=on_gpu).to(dtype), mask.to(device, non_blocking=on_gpu)
+
+    def read(self, entries: Sequence[int] | NDArray[np.int64], *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+        """What :meth:`gather` gives, as the float16 that is stored, in the processor's memory.
+
+        pinned: in pages that a GPU can copy from while the processor goes on.
+        """
         numbers = np.asarray(entries, dtype=np.int64)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
             raise IndexError(f"entries are numbered from 0 to {len(self) - 1}")
         first, rows = self._first[numbers], self._rows[numbers]
         longest = int(rows.max(initial=0))
         shape = (len(numbers), longest, self.width)
-        on_gpu = torch.device(device).type == "cuda"
         # On a CPU numpy's zeros are the faster ones where other processes keep the cores busy.
         half = (
             torch.zeros(shape, dtype=torch.float16, pin_memory=True)
-            if on_gpu
+            if pinned
             else torch.from_numpy(np.zeros(shape, dtype=np.float16))
         )
         target = half.numpy()
         for row, (start, count) in enumerate(zip(first.tolist(), rows.tolist(), strict=True)):
             target[row, :count] = self._states[start : start + count]
         mask = torch.from_numpy(np.arange(longest) < rows[:, None])
-        if on_gpu:
-            mask = mask.pin_memory()
-        return half.to(device, non_blocking=on_gpu).to(dtype), mask.to(device, non_blocking=on_gpu)
+        return half, mask.pin_memory() if pinned else mask
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

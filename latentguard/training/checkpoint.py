@@ -1,10 +1,13 @@
-"""Training checkpoints: one safetensors file, no pickle, replaced whole."""
+"""Training checkpoints: one safetensors file, no pickle, replaced whole.
+
+It holds no trace of the device and of the number of processes: a training may go on with others.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,15 @@ from latentguard.files import atomic_path
 
 @dataclass
 class Checkpoint:
-    """How far a training has come: the next step, the evaluations so far, and the best weights among them."""
+    """How far a training has come: the next step, the evaluations so far, and the best weights among them.
+
+    ``scaler`` is the state of the gradient scaler of "fp16" training, empty for others.
+    """
 
     step: int
     history: list[dict[str, float]]
     best: dict[str, Tensor]
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -44,6 +51,7 @@ def save_checkpoint(
     described = {
         "step": json.dumps(progress.step),
         "history": json.dumps(progress.history),
+        "scaler": json.dumps(progress.scaler),
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
     with atomic_path(path) as temporary:
@@ -61,7 +69,7 @@ def load_checkpoint(
     """Fill ``parameters``, ``average`` and ``optimizer`` from a checkpoint and return how far it had come.
 
     Raises:
-        DataError: the file is damaged, or was written under another recipe or with other data.
+        DataError: the file is damaged, or was written under another recipe or precision or with other data.
     """
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
@@ -70,7 +78,7 @@ def load_checkpoint(
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a readable checkpoint ({error})") from error
     if described.get("fingerprint") != json.dumps(fingerprint, sort_keys=True):
-        raise DataError(f"{path}: written with another recipe or other data; resume with the same ones")
+        raise DataError(f"{path}: written with another recipe, precision or other data; resume with the same")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameters/{name}"])
@@ -84,4 +92,5 @@ def load_checkpoint(
         for name, tensor in average.items():
             tensor.copy_(tensors[f"average/{name}"])
     best = {name.removeprefix("best/"): tensor for name, tensor in tensors.items() if name.startswith("best/")}
-    return Checkpoint(json.loads(described["step"]), json.loads(described["history"]), best)
+    step, history, scaler = (json.loads(described[name]) for name in ("step", "history", "scaler"))
+    return Checkpoint(step, history, best, scaler)

@@ -17,6 +17,7 @@ from latentguard.calibration import threshold_for
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import TextEncoder
 from latentguard.encoders.model_cache import cache_folder
+from latentguard.encoders.torch_runtime import checked_compiler
 from latentguard.errors import DataError
 from latentguard.guard import LatentGuard
 from latentguard.heads import Heads
@@ -31,8 +32,10 @@ from latentguard.synthesis.splits import REPLACING, read_replacements
 from latentguard.training.attacked import attacked_figures
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.combining import distinct, fit_combination, fit_scale
+from latentguard.training.compute import Compute, chosen_half
 from latentguard.training.hardening import training_half
 from latentguard.training.pairs import PairReport, TrainingPair, names_any, read_negatives, read_pairs, without_excluded
+from latentguard.training.processes import joined, local_device
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 from latentguard.weights import DEFAULT_MODEL, WeightsConfig, save_weights
 from latentguard.wording import text_key
@@ -61,6 +64,10 @@ class TrainingRun:
         replacements: other texts for concepts, as ``synthesize`` writes them: synonyms and adversarial replacements.
             Half of them are trained with, and the guard is measured with the other half on the held-out concepts.
         cache: where token states are kept; the user's cache folder if left out.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...; of several processes each takes its own GPU.
+        precision: "fp32", "bf16" or "fp16", of the layer's training; the encoder keeps its own. If left out, "fp32" on
+            a processor and "bf16" on a GPU.
+        compiler: a backend of torch.compile for the training's forward and backward pass.
     """
 
     data: Sequence[Path]
@@ -74,6 +81,8 @@ class TrainingRun:
     false_positive_rate: float = 0.01
     encoder: str | TextEncoder = DEFAULT_MODEL
     device: str = "auto"
+    precision: str | None = None
+    compiler: str | None = None
     layers: Sequence[int] | None = None
     grammar: int = 0
     replacements: Path | None = None
@@ -82,11 +91,15 @@ class TrainingRun:
     arguments: TrainingArguments = field(default_factory=TrainingArguments)
     command: str = ""
 
-    def execute(self) -> tuple[Path, PairReport, TrainingResult]:
+    def execute(self) -> tuple[Path, PairReport, TrainingResult] | None:
         """Read, encode, train, calibrate, and write the weights folder; returns it with the reports.
 
+        Where several processes were started together (see :mod:`latentguard.training.processes`), all of them train,
+        and what follows is the main one's: the others return None.
+
         Raises:
-            LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on.
+            LatentGuardError: a file can't be used, or the data is too small to train and to calibrate on; a device, a
+                precision or a compiler can't be used here.
         """
         if not self.data and not self.grammar:
             raise DataError("nothing to train on: give files of pairs, or a number of pairs for the grammar to write")
@@ -101,18 +114,23 @@ class TrainingRun:
         bank = read_concepts(self.bank if self.bank is not None else shipped_path("datasets") / "concepts.json")
         replacements = self._replacements(excluded_concepts)
         harmless = self._calibration_prompts([text for group in negatives for text in group])
-        encoder = self._loaded_encoder()
-        trainer = Trainer(
-            encoder,
-            TokenStateCache(self._cache_folder(encoder), encoder),
-            [*pairs, *written[0]],
-            [*negatives, *written[1:]],
-            self.arguments,
-            self.output / "training",
-            torch.device(encoder.device),
-            None if replacements is None else training_half(_joined(replacements)),
-        )
-        result = trainer.train(resume=self.resume)
+        device = local_device(self.device)
+        precision, compiler = chosen_half(self.precision, device), checked_compiler(self.compiler)
+        encoder = self._loaded_encoder(device)
+        with joined(device) as processes:
+            trainer = Trainer(
+                encoder,
+                TokenStateCache(self._cache_folder(encoder), encoder),
+                [*pairs, *written[0]],
+                [*negatives, *written[1:]],
+                self.arguments,
+                self.output / "training",
+                Compute(device, precision, compiler, processes),
+                None if replacements is None else training_half(_joined(replacements)),
+            )
+            result = trainer.train(resume=self.resume)
+        if not processes.is_main:
+            return None
         heads = self._heads(encoder, trainer, result, bank)
         attacked = attacked_figures(
             LatentGuard(encoder, result.mapping, _known(trainer), Policy(0.0), heads),
@@ -134,6 +152,7 @@ class TrainingRun:
                 "command": self.command,
                 "data": {path.name: _sha256(path) for path in self._files()},
                 "recipe": asdict(self.arguments),
+                "compute": {"device": device.type, "precision": precision, "processes": processes.count},
                 "pairs": report.as_dict(),
                 "negatives": sum(len(group) for group in negatives),
                 "grammar": {"pairs": len(written[0]), "harmless": len(written[1]) + len(written[2])},
@@ -151,10 +170,10 @@ class TrainingRun:
         folder = save_weights(self.output, result.mapping, config, bank, _card(config), heads)
         return folder, report, result
 
-    def _loaded_encoder(self) -> TextEncoder:
+    def _loaded_encoder(self, device: torch.device) -> TextEncoder:
         if not isinstance(self.encoder, str):
             return self.encoder
-        return load_encoder(self.encoder, device=self.device, layers=self.layers)
+        return load_encoder(self.encoder, device=device, layers=self.layers)
 
     def _written(
         self, excluded_prompts: Collection[str], excluded_concepts: Collection[str]

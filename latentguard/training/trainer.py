@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from latentguard.encoders.base import TextEncoder
+from latentguard.encoders.torch_runtime import compiled, to_device
 from latentguard.errors import DataError
 from latentguard.files import atomic_path
 from latentguard.mapping import MappingLayer, MappingShape
@@ -27,17 +28,20 @@ from latentguard.normalize import normalize
 from latentguard.prompt_head import PromptHead, PromptHeadShape, any_category
 from latentguard.training.cache import TokenStateCache
 from latentguard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from latentguard.training.compute import Compute
 from latentguard.training.hardening import Replacements, with_padding, with_replacements
 from latentguard.training.losses import SOME_CATEGORY, UNLABELLED, prompt_loss, two_way_contrastive
 from latentguard.training.mentions import mention
 from latentguard.training.pairs import TrainingPair, split_concepts
+from latentguard.training.prefetch import ahead
 from latentguard.training.sampling import Batch, Places, draw_batch, tabulate
 
 _CHECKPOINT = "checkpoint.safetensors"
 _METRICS = "metrics.json"
 _HELD_OUT_NEGATIVES = 0.05
 _MOST_HELD_OUT_NEGATIVES = 1_000
-_SCORED_AT_A_TIME = 48
+# Prompts of like length that are scored together: their states stay in a processor's caches; a GPU wants more to do.
+_SCORED_AT_A_TIME = {"cpu": 48, "cuda": 256}
 # By which figure of an evaluation the best weights of a part are told.
 _DECIDES = {"mapping": "auc_decisive", "prompt_head": "auc_prompts"}
 
@@ -124,7 +128,7 @@ class Trainer:
         encoder: the frozen encoder; used once per text, then its states come from the cache.
         cache: where the states are kept.
         output: the folder for checkpoint and metrics; made if absent.
-        device: where the layer is trained.
+        compute: where and how the layer is trained.
         replacements: other texts for concepts, by ``text_key`` of their names, that may be trained with.
 
     ``held_out_pairs`` are the pairs of the held-out concepts.
@@ -138,12 +142,13 @@ class Trainer:
         negatives: Sequence[Sequence[str]],
         arguments: TrainingArguments,
         output: Path,
-        device: torch.device,
+        compute: Compute,
         replacements: Replacements | None = None,
     ) -> None:
         self.arguments = arguments
         self.output = output
-        self.device = device
+        self.compute = compute
+        self.device = device = compute.device
         self.cache = cache
         train, held_out = split_concepts(pairs, held_out=arguments.held_out, seed=arguments.seed)
         if not train or not held_out:
@@ -207,9 +212,13 @@ class Trainer:
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Train, from the start or from the last checkpoint; the same numbers bit for bit on a CPU either way.
 
+        Of several processes each returns the same, and the main one writes the files.
+
         Raises:
             DataError: there is a checkpoint and ``resume`` is false, or it belongs to another recipe or other data.
+            DeviceError: the compiler can't be used here.
         """
+        processes = self.compute.processes
         self.output.mkdir(parents=True, exist_ok=True)
         path = self.output / _CHECKPOINT
         if path.exists() and not resume:
@@ -222,12 +231,22 @@ class Trainer:
         progress = Checkpoint(step=0, history=[], best=dict(average))
         if path.exists():
             progress = load_checkpoint(path, self._fingerprint(), parameters, average, optimizer, self.device)
+        processes.check_alike(json.dumps([progress.step, self._fingerprint()]), self.device)
+        scaler = self.compute.scaler()
+        if progress.scaler:
+            scaler.load_state_dict(progress.scaler)
         model.train()
-        loss = torch.zeros(())
-        bar = tqdm(total=self.steps, initial=progress.step, desc="training", unit="step", disable=None)
-        with bar:
-            while progress.step < self.steps and not self._has_stalled(progress.history):
-                loss = self._step(model, average, optimizer, progress.step)
+        forward = compiled(model, self.compute.compiler)
+        bar = tqdm(
+            total=self.steps,
+            initial=progress.step,
+            desc="training",
+            unit="step",
+            disable=None if processes.is_main else True,
+        )
+        with bar, closing(ahead(self._read_step, range(progress.step, self.steps), self.device)) as read:
+            while not self._has_stalled(progress.history) and (batch := next(read, None)) is not None:
+                loss = self._step(model, forward, average, optimizer, scaler, progress.step, batch)
                 progress.step += 1
                 bar.update()
                 if progress.step % self.arguments.evaluate_every == 0 or progress.step == self.steps:
@@ -237,50 +256,66 @@ class Trainer:
                             progress.best |= {n: t.clone() for n, t in average.items() if n.startswith(f"{part}.")}
                     progress.history.append(figures)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", auc=f"{figures['auc']:.4f}")
-                    save_checkpoint(path, self._fingerprint(), progress, parameters, average, optimizer)
-                    self._write_metrics(progress.history)
+                    progress.scaler = scaler.state_dict()
+                    if processes.is_main:
+                        save_checkpoint(path, self._fingerprint(), progress, parameters, average, optimizer)
+                        self._write_metrics(progress.history)
         trained = self._model()
         trained.load_state_dict({name: tensor.cpu() for name, tensor in progress.best.items()})
         trained.eval().requires_grad_(False)
         best = max(progress.history, key=lambda figures: figures["auc_decisive"])
         return TrainingResult(trained.mapping, trained.prompt_head, best, progress.history)
 
+    def _has_head(self) -> bool:
+        return bool(self.arguments.hidden and self.categories)
+
     def _model(self) -> _Model:
         head = None
-        if self.arguments.hidden and self.categories:
+        if self._has_head():
             head = PromptHead(PromptHeadShape(self.cache.width, self.categories, self.arguments.hidden))
         return _Model(MappingLayer(MappingShape(self.cache.width)), head)
+
+    def _read_step(self, step: int) -> _ReadBatch:
+        """The batch of a step, with all of it that needs no device; runs beside the step before."""
+        batch = draw_batch(
+            self.table,
+            self.negatives,
+            concepts=self.arguments.concepts_per_batch,
+            harmless=self.arguments.negatives_per_batch,
+            seed=self.arguments.seed,
+            step=step,
+        )
+        prompts = batch.prompts
+        labels = np.array([self._labels[place] for place in prompts.tolist()])
+        return _ReadBatch(batch, self._naming_others(batch), labels, self._read(prompts))
 
     def _step(
         self,
         model: _Model,
+        forward: Forward,
         average: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
         step: int,
+        read: _ReadBatch,
     ) -> Tensor:
         arguments = self.arguments
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * _schedule(step, self.steps, arguments.warmup)
-        batch = draw_batch(
-            self.table,
-            self.negatives,
-            concepts=arguments.concepts_per_batch,
-            harmless=arguments.negatives_per_batch,
-            seed=arguments.seed,
-            step=step,
-        )
         torch.manual_seed(arguments.seed * 1_000_003 + step)  # for the dropouts, so that resuming needs no state
-        scores, log_odds = self._scores(model, self.embeddings[self._moved(batch.concepts)], batch.prompts, drop=True)
+        scores, log_odds = self._scores(forward, self.embeddings[self._moved(read.drawn.concepts)], read.prompts, True)
         loss = two_way_contrastive(
-            scores, twin_of=self._moved(batch.twin_of), ignored=self._moved(self._naming_others(batch))
+            scores, twin_of=self._moved(read.drawn.twin_of), ignored=self._moved(read.naming_others)
         )
         if log_odds is not None:
-            labels = np.array([self._labels[place] for place in batch.prompts.tolist()])
-            loss = loss + prompt_loss(log_odds, self._moved(labels))
+            loss = loss + prompt_loss(log_odds, self._moved(read.labels))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.compute.processes.sum_gradients(model.parameters())
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         with torch.no_grad():
             # A short memory at first, so that the average doesn't drag the random start along.
             weight = 1 - min(arguments.averaging, (1 + step) / (10 + step))
@@ -289,7 +324,7 @@ class Trainer:
         return loss.detach()
 
     def _moved(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return to_device(torch.from_numpy(array), self.device)
 
     def _naming_others(self, batch: Batch) -> np.ndarray:
         """Which prompts name which concepts [P, C], bool, but for the unsafe prompts and their own."""
@@ -300,28 +335,66 @@ class Trainer:
         np.fill_diagonal(naming, False)
         return naming
 
-    def _scores(
-        self, model: _Model, embeddings: Tensor, entries: Places, drop: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scores [P, C] and the prompt head's log-odds [P, K] of cached prompts.
+    def _read(self, entries: Places) -> _ReadPrompts:
+        """The states of cached prompts, as far as this process scores them, in groups of like length.
 
-        They are computed in groups of like length: a few long prompts would pad them all. With ``drop``, a share of
-        the token states is left out of each prompt.
+        A few long prompts would pad them all.
         """
-        by_length = np.argsort(self.cache.lengths(entries), kind="stable")
+        lengths = self.cache.lengths(entries)
+        by_length = np.argsort(lengths, kind="stable")
+        size = _SCORED_AT_A_TIME.get(self.device.type, _SCORED_AT_A_TIME["cuda"])
+        share = self.compute.processes.share
+        groups, places = [], []
+        for start in range(0, len(entries), size):
+            rows = by_length[start : start + size]
+            half, mask = self.cache.read(entries[rows[share]], pinned=self.device.type == "cuda")
+            groups.append(_Group(half, mask, len(rows), int(lengths[rows].max())))
+            places.append(rows[share])
+        return _ReadPrompts(groups, np.concatenate(places), len(entries))
+
+    def _scores(
+        self, forward: Forward, embeddings: Tensor, prompts: _ReadPrompts, drop: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [P, C] and the prompt head's log-odds [P, K] of prompts, those of all processes put together.
+
+        With ``drop``, a share of the token states is left out of each prompt, and of what the prompt head sees.
+        """
         parts, heads = [], []
-        for start in range(0, len(entries), _SCORED_AT_A_TIME):
-            z, mask = self.cache.gather(entries[by_length[start : start + _SCORED_AT_A_TIME]], device=self.device)
+        for group in prompts.groups:
+            z = group.states.to(self.device, non_blocking=True).float()
+            mask = group.mask.to(self.device, non_blocking=True)
+            noise = None
             if drop:
-                kept = torch.rand(mask.shape) >= self.arguments.token_dropout
-                kept[:, 0] = True  # the pooled state
-                mask = mask & kept.to(self.device)
-            with self._autocast():
-                parts.append(model.mapping(embeddings, z, mask).float())
-                if model.prompt_head is not None:
-                    heads.append(model.prompt_head(z, mask, self.arguments.head_dropout if drop else 0.0).float())
-        back = self._moved(np.argsort(by_length))
-        return torch.cat(parts)[back], torch.cat(heads)[back] if heads else None
+                mask = mask & self._kept(group)
+                noise = self._noise(group)
+            with self.compute.autocast():
+                scores, log_odds = forward(embeddings, z, mask, noise)
+            parts.append(scores.float())
+            if log_odds is not None:
+                heads.append(log_odds.float())
+        places = self._moved(prompts.places)
+        of_all, together = prompts.size, self.compute.processes.together
+        return together(torch.cat(parts), places, of_all), together(torch.cat(heads), places, of_all) if heads else None
+
+    def _kept(self, group: _Group) -> Tensor:
+        """Which states of the group's share stay in this step [b, l]; drawn for the whole group, by every process."""
+        kept = torch.rand(group.size, group.longest) >= self.arguments.token_dropout
+        kept[:, 0] = True  # the pooled state
+        return to_device(self._share_of(kept, group), self.device)
+
+    def _noise(self, group: _Group) -> tuple[Tensor, Tensor] | None:
+        """What the prompt head's dropout multiplies inputs and hidden units by, drawn as :meth:`_kept` is."""
+        if not self.arguments.head_dropout or not self._has_head():
+            return None
+        stays = 1 - self.arguments.head_dropout
+        inputs, hidden = (
+            torch.empty(group.size, group.longest, width, device=self.device).bernoulli_(stays).div_(stays)
+            for width in (self.cache.width, self.arguments.hidden)
+        )
+        return self._share_of(inputs, group), self._share_of(hidden, group)
+
+    def _share_of(self, drawn: Tensor, group: _Group) -> Tensor:
+        return drawn[self.compute.processes.share, : group.mask.shape[1]]
 
     def evaluate(self, state: dict[str, Tensor]) -> dict[str, float]:
         """AUCs on the held-out concepts: unsafe prompts against all harmless ones, and against their twins alone.
@@ -334,7 +407,8 @@ class Trainer:
         model.load_state_dict(state)
         model.eval()
         with torch.no_grad():
-            scores, log_odds = self._scores(model, self._held_out_embeddings, self.held_out.prompts)
+            prompts = self._read(self.held_out.prompts)
+            scores, log_odds = self._scores(model, self._held_out_embeddings, prompts, False)
         score = scores.amax(dim=1).cpu().numpy()
         unsafe, twin = self.held_out.unsafe, self.held_out.twin
         against_twins = unsafe | twin
@@ -358,17 +432,13 @@ class Trainer:
 
     def _auc_familiar(self, mapping: MappingLayer, embeddings: Tensor) -> float:
         queries = mapping.queries(embeddings)
-        prompts = self.familiar.prompts
+        prompts = self._read(self.familiar.prompts)
         scores = [
-            mapping.score(queries, *self.cache.gather(prompts[start : start + _SCORED_AT_A_TIME], device=self.device))
-            for start in range(0, len(prompts), _SCORED_AT_A_TIME)
+            mapping.score(queries, group.states.to(self.device).float(), group.mask.to(self.device))
+            for group in prompts.groups
         ]
-        return float(roc_auc_score(self.familiar.unsafe, torch.cat(scores).amax(dim=1).cpu().numpy()))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.device.type == "cpu":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        together = self.compute.processes.together(torch.cat(scores), self._moved(prompts.places), prompts.size)
+        return float(roc_auc_score(self.familiar.unsafe, together.amax(dim=1).cpu().numpy()))
 
     def _has_stalled(self, history: list[dict[str, float]]) -> bool:
         if not history:
@@ -380,6 +450,7 @@ class Trainer:
         """What has to be the same for a checkpoint to go on: the recipe and the data."""
         return {
             **asdict(self.arguments),
+            "precision": self.compute.precision,
             "width": self.cache.width,
             "pairs": len(self.table),
             "concepts": len(self.table.concepts),
@@ -478,3 +549,45 @@ class _Model(nn.Module):
         super().__init__()
         self.mapping = mapping
         self.prompt_head = prompt_head
+
+    def forward(
+        self, embeddings: Tensor, z: Tensor, mask: Tensor, noise: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [B, C] and log-odds [B, K] of prompts z [B, L', D] with mask [B, L'], against concepts [C, D]."""
+        scores = self.mapping(embeddings, z, mask)
+        return scores, None if self.prompt_head is None else self.prompt_head(z, mask, noise)
+
+
+Forward = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Of ``size`` prompts of up to ``longest`` states this process's share: states [b, l, D] and mask [b, l].
+
+    Both are in the processor's memory, the states in float16.
+    """
+
+    states: Tensor
+    mask: Tensor
+    size: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class _ReadPrompts:
+    """``size`` prompts in groups of like length, and the ``places`` among them of those that this process scores."""
+
+    groups: list[_Group]
+    places: Places
+    size: int
+
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """A batch: what was drawn, which prompts name which concepts [P, C], the prompt head's labels [P], the states."""
+
+    drawn: Batch
+    naming_others: np.ndarray
+    labels: np.ndarray
+    prompts: _ReadPrompts

@@ -10,6 +10,7 @@ from latentguard import LatentGuard
 from latentguard.encoders.base import TextEncoder
 from latentguard.training.attacked import attacked_figures
 from latentguard.training.cache import TokenStateCache
+from latentguard.training.compute import Compute
 from latentguard.training.hardening import measuring_half, training_half, with_padding, with_replacements
 from latentguard.training.pairs import TrainingPair
 from latentguard.training.trainer import Trainer, TrainingArguments
@@ -90,7 +91,7 @@ def test_training_sees_rewritten_pairs_of_its_own_concepts_only(tiny_encoder: Te
         [HARMLESS],
         TrainingArguments(held_out=0.2, mentions=0, replaced=2, padded=0.0, held_out_pairs=0.0),
         tmp_path / "run",
-        torch.device("cpu"),
+        Compute(torch.device("cpu")),
         {text_key(name): [f"{name}ish"] for name in names},
     )
     held_out = {pair.concept for pair in trainer.held_out_pairs}

@@ -19,11 +19,13 @@ from latentguard import LatentGuard
 from latentguard.encoders.base import TextEncoder
 from latentguard.errors import DataError
 from latentguard.training.cache import TokenStateCache
+from latentguard.training.compute import Compute
 from latentguard.training.pairs import TrainingPair
 from latentguard.training.run import TrainingRun
 from latentguard.training.sampling import draw_batch
 from latentguard.training.trainer import Trainer, TrainingArguments, TrainingResult
 
+CPU = Compute(torch.device("cpu"))
 NAMES = ["knife", "gun", "bomb", "blood", "war", "fight", "naked", "nude", "sword", "shield"]
 PLACES = ["table", "street", "bridge", "house", "river", "garden", "city", "field"]
 PAIRS = [
@@ -39,7 +41,7 @@ SHORT = TrainingArguments(
 
 def trainer(encoder: TextEncoder, folder: Path, arguments: TrainingArguments = SHORT) -> Trainer:
     cache = TokenStateCache(folder.parent / "states", encoder)
-    return Trainer(encoder, cache, PAIRS, [NEGATIVES], arguments, folder, torch.device("cpu"))
+    return Trainer(encoder, cache, PAIRS, [NEGATIVES], arguments, folder, CPU)
 
 
 def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
@@ -72,16 +74,16 @@ def test_resuming_after_an_interruption_continues_bit_for_bit(tiny_encoder: Text
     whole = trainer(tiny_encoder, tmp_path / "whole").train()
 
     interrupted = trainer(tiny_encoder, tmp_path / "cut")
-    gather, calls = interrupted.cache.gather, 0
+    read, calls = interrupted.cache.read, 0
 
     def until_step_17(*args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
         if calls > 17:
             raise KeyboardInterrupt
-        return gather(*args, **kwargs)  # type: ignore[arg-type]
+        return read(*args, **kwargs)  # type: ignore[arg-type]
 
-    interrupted.cache.gather = until_step_17  # type: ignore[assignment,method-assign]
+    interrupted.cache.read = until_step_17  # type: ignore[assignment,method-assign]
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
     resumed = trainer(tiny_encoder, tmp_path / "cut").train(resume=True)
@@ -142,7 +144,7 @@ def test_a_twin_that_names_the_concept_itself_is_left_out(tiny_encoder: TextEnco
     pairs = [TrainingPair(name, f"a {name} fight", f"an old {name} on the table", None, "t") for name in NAMES]
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     arguments = replace(SHORT, mentions=0)
-    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", torch.device("cpu"))
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", CPU)
     assert (run.table.safe == -1).all()
 
 
@@ -152,7 +154,7 @@ def test_a_prompt_that_names_another_concept_of_the_batch_is_no_negative_of_it(
     pairs = [TrainingPair(name, f"a {name} and a {NAMES[i - 1]}", "a cat", None, "t") for i, name in enumerate(NAMES)]
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     arguments = replace(SHORT, mentions=0)
-    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", torch.device("cpu"))
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], arguments, tmp_path / "run", CPU)
     batch = draw_batch(run.table, run.negatives, concepts=99, harmless=2, seed=0, step=0)
     naming = run._naming_others(batch)
     concepts = [run.table.concepts[c] for c in batch.concepts]
@@ -164,7 +166,7 @@ def test_a_prompt_that_names_another_concept_of_the_batch_is_no_negative_of_it(
 def test_too_few_concepts_to_hold_some_out_is_a_clear_error(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     with pytest.raises(DataError, match="too few concepts"):
-        Trainer(tiny_encoder, cache, PAIRS[:8], [NEGATIVES], SHORT, tmp_path / "run", torch.device("cpu"))
+        Trainer(tiny_encoder, cache, PAIRS[:8], [NEGATIVES], SHORT, tmp_path / "run", CPU)
 
 
 def write_triples(path: Path) -> Path:
@@ -224,7 +226,7 @@ def test_the_prompt_head_learns_harm_that_it_was_shown(tiny_encoder: TextEncoder
 def test_pairs_without_categories_train_no_prompt_head(tiny_encoder: TextEncoder, tmp_path: Path) -> None:
     cache = TokenStateCache(tmp_path / "states", tiny_encoder)
     pairs = [replace(pair, category=None) for pair in PAIRS]
-    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], SHORT, tmp_path / "run", torch.device("cpu"))
+    run = Trainer(tiny_encoder, cache, pairs, [NEGATIVES], SHORT, tmp_path / "run", CPU)
     result = run.train()
     assert result.prompt_head is None
     assert "auc_prompts" not in result.history[0]
