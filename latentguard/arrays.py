@@ -8,6 +8,8 @@ from :mod:`latentguard.lite`; on a device of PyTorch's it is a tensor. The two k
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,37 @@ def missing_torch(what: str) -> MissingDependencyError:
 def as_numpy(array: Array) -> np.ndarray:
     """The array's numbers, brought to the processor's memory."""
     return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+
+
+def half_precision(array: Array, precision: str | None) -> AbstractContextManager[object]:
+    """Around what is computed from the array: PyTorch's autocast for "bf16" and "fp16", nothing for any other."""
+    if precision not in ("bf16", "fp16"):
+        return nullcontext()
+    import torch
+
+    return torch.autocast(array.device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def fetched(array: Array) -> Callable[[], np.ndarray]:
+    """Starts to bring the array's numbers to the processor's memory; what it gives waits for them.
+
+    What is given to a GPU to do after this call, it does while they are on their way.
+    """
+    if isinstance(array, np.ndarray) or array.device.type != "cuda":
+        numbers = as_numpy(array)
+        return lambda: numbers
+    import torch
+
+    host = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+    host.copy_(array, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(array.device))
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return as_numpy(host)
+
+    return wait
 
 
 def placed(values: np.ndarray, device: torch.device | NumpyDevice) -> Array:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from latentguard.errors import ConceptError, PolicyError, WeightsError
 from latentguard.files import atomic_path
 from latentguard.lexicon import NAMELESS, LexicalMatcher, NameForms
 from latentguard.normalize import normalize
-from latentguard.policy import checked_threshold
+from latentguard.policy import Policy, checked_threshold
 from latentguard.reading import ReadConcept
 from latentguard.records import ConceptEntry
 
@@ -43,6 +45,22 @@ class BankSnapshot:
     embeddings: Array
     queries: ConceptQueries
     scoring: ConceptScoring | None = None
+
+    def thresholds(self, policy: Policy) -> np.ndarray:
+        """As :meth:`Policy.thresholds` of the concepts, float32 [N], without a look at each of them."""
+        own, numbers, categories = self._rules
+        of_categories = np.array([policy.of_category(category) for category in categories], dtype=np.float32)
+        return np.where(np.isnan(own), of_categories[numbers], own)
+
+    @cached_property
+    def _rules(self) -> tuple[np.ndarray, np.ndarray, list[str | None]]:
+        """The concepts' own thresholds [N], no number where there is none, and their categories' numbers [N]; the
+        categories."""
+        categories = list(dict.fromkeys(concept.category for concept in self.concepts))
+        numbers = {category: number for number, category in enumerate(categories)}
+        own = [math.nan if concept.threshold is None else concept.threshold for concept in self.concepts]
+        places = np.array([numbers[concept.category] for concept in self.concepts], dtype=np.int64)
+        return np.array(own, dtype=np.float32), places, categories
 
     def row(self, place: int) -> BankSnapshot:
         """The concept at ``place`` alone."""

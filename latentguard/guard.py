@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from latentguard.arrays import Array, as_numpy, placed
+from latentguard.arrays import Array, as_numpy, fetched, half_precision, placed
 from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
-from latentguard.encoders.base import TextEncoder, TokenStates, Window, batches
-from latentguard.errors import ConceptError, EncoderError, PolicyError, PromptError, WeightsError
+from latentguard.encoders.base import SeveralPasses, TextEncoder, TokenStates, Window, batches
+from latentguard.errors import ConceptError, DeviceError, EncoderError, PolicyError, PromptError, WeightsError
 from latentguard.lexicon import TextForms
 from latentguard.normalize import normalize
 from latentguard.policy import Policy
+from latentguard.processor_scoring import ProcessorScoring
 from latentguard.reading import Attribution, Contributions, ReadPrompt
 from latentguard.records import MAX_PROMPT_CHARS, ConceptEntry
+from latentguard.search import ConceptSearch, Named
 from latentguard.verdict import Explanation, TokenContribution, Verdict
 from latentguard.weights import find_weights, read_weights
 from latentguard.wording import word_spans
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 _Prompt = TypeVar("_Prompt")
 _PROMPTS_AT_A_TIME = 512
+_SCORES_AT_A_TIME = 1 << 23  # and no more prompts than have so many scores
+_KEPT_WHOLE = 10_000  # of a larger bank a verdict holds the highest scores alone,
+_KEPT_SCORES = 1000  # so many
+_READ_AT_A_TIME = {"cuda": 128}  # a processor reads all of them first, and has fuller batches
 
 
 class LatentGuard:
@@ -64,7 +70,13 @@ class LatentGuard:
         concepts: Iterable[ConceptEntry | str],
         policy: Policy,
         heads: Heads | None = None,
+        *,
+        search: int | None = None,
     ) -> None:
+        if search is not None and search < 1:
+            raise ConceptError(f"search: {search} concepts; at least 1")
+        if search is not None and encoder.device.type != "cpu":
+            raise DeviceError(f"{encoder.device}: search is for processors; a GPU scores a large bank whole")
         if mapping.shape.width != encoder.width:
             raise WeightsError(
                 f"the mapping layer takes states of width {mapping.shape.width}, "
@@ -75,6 +87,9 @@ class LatentGuard:
         self.heads = None if heads is None else heads.on(encoder.device)
         self.policy = policy
         self.concepts = ConceptBank(encoder, self.mapping, concepts, self.heads)
+        on_processor = encoder.device.type == "cpu"
+        self._processor = ProcessorScoring.of(encoder, self.mapping, self.heads) if on_processor else None
+        self._search = None if search is None else ConceptSearch(self.mapping, self.heads, encoder.device, search)
 
     @classmethod
     def from_pretrained(
@@ -88,6 +103,8 @@ class LatentGuard:
         encoder: TextEncoder | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        compiler: str | None = None,
+        search: int | None = None,
     ) -> LatentGuard:
         """A guard from trained weights.
 
@@ -99,12 +116,17 @@ class LatentGuard:
             device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ..., or "numpy": the processor without
                 PyTorch, as "auto" and "cpu" are where PyTorch is not installed. See docs/lite.md.
             encoder: a loaded encoder of the kind that the weights were trained on; loaded by its name if left out.
-            precision: the embedded encoder's arithmetic, "int8" or "fp32"; its fastest on the device if left out.
+            precision: the encoder's arithmetic: of the embedded one on a processor "int8" (its own) or "fp32"; in
+                PyTorch, so on a GPU, "fp32" (its own), "bf16" or "fp16", in which the rest is computed too.
             threads: processor threads of an encoder that is loaded; all that the process may use if left out.
+            compiler: a backend of torch.compile for an encoder that is loaded, such as "inductor"; see docs/gpu.md.
+            search: banks of so many concepts or more are searched: only the concepts that can decide are scored. For
+                processors; pays from about 10,000 on. Left out, every concept is scored. See docs/large-banks.md.
 
         Raises:
             WeightsError: the weights can't be had, are damaged, or belong to another encoder.
             EncoderError: the encoder can't be loaded.
+            DeviceError: the compiler, or a search on the device, can't be used.
             MissingDependencyError: what was asked for needs a package that is not installed.
             ConceptError, PolicyError: ``concepts``, ``threshold`` or ``policy`` can't be used.
         """
@@ -120,6 +142,7 @@ class LatentGuard:
                 precision=precision,
                 threads=threads,
                 layers=config.layers,
+                compiler=compiler,
             )
         elif encoder.name != config.encoder:
             raise WeightsError(f"these weights belong to the encoder {config.encoder}, not to {encoder.name}")
@@ -129,7 +152,7 @@ class LatentGuard:
         if policy is None:
             policy = Policy(config.threshold if threshold is None else threshold)
         bank = weights.concepts if concepts is None else concepts
-        return cls(encoder, weights.mapping, bank, policy, weights.heads)
+        return cls(encoder, weights.mapping, bank, policy, weights.heads, search=search)
 
     def fork(self) -> LatentGuard:
         """A guard of the same model with a bank and a policy of its own, to try changes on; nothing is encoded."""
@@ -153,11 +176,12 @@ class LatentGuard:
 
     def stream(self, prompts: Iterable[str]) -> Iterator[Verdict]:
         """The verdicts on prompts, in order, holding a few hundred of them at a time; errors as :meth:`check_batch`."""
-        for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
+        for start, chunk in _chunks(prompts, _at_a_time(len(self.concepts))):
             snapshot, policy = self._usable_snapshot(), self.policy
             thresholds = _usable_thresholds(snapshot, policy)
             texts = [scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
-            scores = self._scores([self._read(text, snapshot) for text in texts], snapshot, policy)
+            read = self._read_each(texts, snapshot)
+            scores = self._scores(read, len(texts), snapshot, policy, thresholds)
             yield from self._verdicts(chunk, scores, thresholds, snapshot, policy)
 
     def check_read(self, prompts: Iterable[ReadPrompt]) -> list[Verdict]:
@@ -170,12 +194,12 @@ class LatentGuard:
             ConceptError, PolicyError, EncoderError: as :meth:`check`.
         """
         verdicts: list[Verdict] = []
-        for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
+        for start, chunk in _chunks(prompts, _at_a_time(len(self.concepts))):
             snapshot, policy = self._usable_snapshot(), self.policy
             thresholds = _usable_thresholds(snapshot, policy)
             for i, prompt in enumerate(chunk, start=start):
                 _check_windows(prompt, i)
-            scores = self._scores(chunk, snapshot, policy)
+            scores = self._scores(chunk, len(chunk), snapshot, policy, thresholds)
             verdicts += self._verdicts([""] * len(chunk), scores, thresholds, snapshot, policy)
         return verdicts
 
@@ -216,7 +240,11 @@ class LatentGuard:
         texts = [None if prompt is None else scorable(prompt, i) for i, prompt in enumerate(prompts)]
         forms = [None if text is None else _forms(text, snapshot) for text in texts]
         z, mask = self.mapping.attended(states)
-        scores = self._with_names(as_numpy(self._window_scores(snapshot, z, mask, policy)), forms, snapshot)
+        if self._search is None or not self._search.takes(snapshot):
+            scores = self._with_names(as_numpy(self._window_scores(snapshot, z, mask, policy)), forms, snapshot)
+        else:
+            states_of = [[(z[i : i + 1], mask[i : i + 1])] for i in range(rows)]
+            scores = self._found(self._search, states_of, forms, snapshot, policy, thresholds)
         known = [prompt or "" for prompt in prompts]
         return list(self._verdicts(known, scores, thresholds, snapshot, policy))
 
@@ -231,9 +259,12 @@ class LatentGuard:
         """The verdicts on prompts with scores [B, N] against concepts with thresholds [N]."""
         margins = scores - thresholds
         explain = self._explainer(snapshot, policy)
+        searched = self._search is not None and self._search.takes(snapshot)
+        large = searched or len(snapshot.concepts) > _KEPT_WHOLE
         for i, prompt in enumerate(prompts):
             best = int(margins[i].argmax())
             concept = snapshot.concepts[best]
+            places = _highest(scores[i]) if large else None
             yield Verdict(
                 prompt=prompt,
                 score=float(scores[i, best]),
@@ -243,17 +274,20 @@ class LatentGuard:
                 decision=policy.decide(float(margins[i, best])),
                 probability=None if self.heads is None else probability(float(scores[i, best])),
                 _concepts=snapshot.concepts,
-                _scores=scores[i],
+                _scores=scores[i] if places is None else scores[i, places],
                 _explain=explain,
+                _places=places,
+                _score_all=lambda verdict: self._score_all(verdict, snapshot, policy),
             )
 
     def score(self, prompts: Iterable[str]) -> np.ndarray:
         """The raw scores, float32 [B]: of each prompt the highest over all concepts; errors as :meth:`check_batch`."""
         snapshot, policy = self._usable_snapshot(), self.policy
         parts = []
-        for start, chunk in _chunks(prompts, _PROMPTS_AT_A_TIME):
-            read = [self._read(scorable(prompt, start + i), snapshot) for i, prompt in enumerate(chunk)]
-            parts.append(self._scores(read, snapshot, policy).max(axis=1))
+        for start, chunk in _chunks(prompts, _at_a_time(len(self.concepts))):
+            texts = [scorable(prompt, start + i) for i, prompt in enumerate(chunk)]
+            read = self._read_each(texts, snapshot)
+            parts.append(self._scores(read, len(texts), snapshot, policy, np.float32(0)).max(axis=1))
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
     def _usable_snapshot(self) -> BankSnapshot:
@@ -265,19 +299,97 @@ class LatentGuard:
     def _read(self, text: str, snapshot: BankSnapshot) -> ReadPrompt:
         return ReadPrompt(self.encoder.windows(text), _forms(text, snapshot))
 
-    def _scores(self, prompts: Sequence[ReadPrompt], snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
-        """Scores [B, N] of read prompts: of each prompt and concept the highest over the prompt's windows."""
-        windows: list[Window] = []
-        owners: list[int] = []
-        for owner, prompt in enumerate(prompts):
-            windows += prompt.windows
-            owners += [owner] * len(prompt.windows)
-        scores = np.full((len(prompts), len(snapshot.concepts)), -np.inf, dtype=np.float32)
-        for batch in batches([len(window.ids) for window in windows], self.encoder.device):
-            z, mask = self.mapping.attended(self.encoder.encode_windows([windows[i] for i in batch]))
-            of_windows = as_numpy(self._window_scores(snapshot, z, mask, policy))
-            np.maximum.at(scores, [owners[i] for i in batch], of_windows)
-        return self._with_names(scores, [prompt.forms for prompt in prompts], snapshot)
+    def _read_each(self, texts: Sequence[str], snapshot: BankSnapshot) -> Iterable[ReadPrompt]:
+        """The texts, read: at once on a processor, one after another, as they are asked for, while a GPU computes."""
+        if self._processor is None or not isinstance(self.encoder, SeveralPasses) or len(texts) == 1:
+            return (self._read(text, snapshot) for text in texts)
+        windows = self.encoder.windows_of_each(texts)
+        return [ReadPrompt(some, _forms(text, snapshot)) for some, text in zip(windows, texts, strict=True)]
+
+    def _scores(
+        self,
+        prompts: Iterable[ReadPrompt],
+        count: int,
+        snapshot: BankSnapshot,
+        policy: Policy,
+        thresholds: np.ndarray | np.float32,
+    ) -> np.ndarray:
+        """Scores [B, N] of ``count`` prompts: of each prompt and concept the highest over the prompt's windows.
+
+        Where a large bank is searched, concepts that can't decide by these thresholds have minus infinity.
+        """
+        if self._search is None or not self._search.takes(snapshot):
+            return self._whole_scores(prompts, count, snapshot, policy)
+        read = list(prompts)
+        windows = [(owner, window) for owner, prompt in enumerate(read) for window in prompt.windows]
+        states_of: list[list[tuple[Array, Array]]] = [[] for _ in read]
+        for batch in batches([len(window.ids) for _, window in windows], self.encoder.device):
+            z, mask = self.mapping.attended(self.encoder.encode_windows([windows[i][1] for i in batch]))
+            for row, i in enumerate(batch):
+                states_of[windows[i][0]].append((z[row : row + 1], mask[row : row + 1]))
+        return self._found(self._search, states_of, [prompt.forms for prompt in read], snapshot, policy, thresholds)
+
+    def _found(
+        self,
+        search: ConceptSearch,
+        states_of: Sequence[Sequence[tuple[Array, Array]]],
+        forms: Sequence[TextForms | None],
+        snapshot: BankSnapshot,
+        policy: Policy,
+        thresholds: np.ndarray | np.float32,
+    ) -> np.ndarray:
+        """Scores [B, N] of prompts with the states of these windows, minus infinity where they can't decide."""
+        enabled, scores = self._enabled(policy), np.empty((len(states_of), len(snapshot.concepts)), dtype=np.float32)
+        for row, states, of_prompt in zip(scores, states_of, forms, strict=True):
+            named = self._named(of_prompt, snapshot)
+            row[:] = search.scores(snapshot, states, named, thresholds, enabled, -policy.flag_margin)
+        return scores
+
+    def _named(self, forms: TextForms | None, snapshot: BankSnapshot) -> Named:
+        if self.heads is None or snapshot.scoring is None or forms is None:
+            return Named(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        match = snapshot.scoring.matcher.match(forms)
+        return Named(match.concepts, self.heads.combination.of_grades(match))
+
+    def _score_all(self, verdict: Verdict, snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
+        """The scores [N] of a prompt against every concept of the bank."""
+        if not verdict.prompt:
+            raise PromptError("made from states alone, or of a prompt read elsewhere: there is no text to score anew")
+        scores: np.ndarray = self._whole_scores([self._read(normalize(verdict.prompt), snapshot)], 1, snapshot, policy)[
+            0
+        ]
+        return scores
+
+    def _whole_scores(
+        self, prompts: Iterable[ReadPrompt], count: int, snapshot: BankSnapshot, policy: Policy
+    ) -> np.ndarray:
+        """Scores [B, N] of ``count`` prompts against all concepts.
+
+        While a GPU computes, the next prompts are read; the scores of one batch are fetched while it does the next.
+        """
+        if self._processor is not None:
+            read = list(prompts)
+            found = self._processor.scores(read, snapshot, self._enabled(policy))
+            return self._with_names(found, [prompt.forms for prompt in read], snapshot)
+        forms: list[TextForms | None] = []
+        scores = np.full((count, len(snapshot.concepts)), -np.inf, dtype=np.float32)
+        underway: list[tuple[list[int], Callable[[], np.ndarray]]] = []
+        for start, some in _chunks(prompts, _READ_AT_A_TIME.get(self.encoder.device.type, count)):
+            windows: list[Window] = []
+            owners: list[int] = []
+            for owner, prompt in enumerate(some, start):
+                forms.append(prompt.forms)
+                windows += prompt.windows
+                owners += [owner] * len(prompt.windows)
+            for batch in batches([len(window.ids) for window in windows], self.encoder.device):
+                z, mask = self.mapping.attended(self.encoder.encode_windows([windows[i] for i in batch]))
+                of_windows = fetched(self._window_scores(snapshot, z, mask, policy))
+                underway.append(([owners[i] for i in batch], of_windows))
+                if len(underway) > 1:
+                    _keep_highest(scores, *underway.pop(0))
+        for last in underway:
+            _keep_highest(scores, *last)
+        return self._with_names(scores, forms, snapshot)
 
     def _with_names(self, scores: np.ndarray, forms: Sequence[TextForms | None], snapshot: BankSnapshot) -> np.ndarray:
         """Scores [B, N] of prompts with these forms, None where unknown, with what the names spelled out add."""
@@ -285,20 +397,22 @@ class LatentGuard:
             raise EncoderError("a prompt's score is not a finite number, so the prompt can't be judged")
         if self.heads is not None and snapshot.scoring is not None:
             for row, of_prompt in zip(scores, forms, strict=True):
-                if of_prompt is not None:
-                    match = snapshot.scoring.matcher.match(of_prompt)
-                    row[match.concepts] += self.heads.combination.of_grades(match)
+                named = self._named(of_prompt, snapshot)
+                row[named.places] += named.added
         return scores
 
     def _window_scores(self, snapshot: BankSnapshot, z: Array, mask: Array, policy: Policy) -> Array:
         """Scores [B, N] of windows z [B, L', D] with mask [B, L'], but for the names that a text spells out."""
+        with half_precision(z, getattr(self.encoder, "precision", None)):
+            return self._evidence(snapshot, z, mask, policy)
+
+    def _evidence(self, snapshot: BankSnapshot, z: Array, mask: Array, policy: Policy) -> Array:
         scores = self.mapping.score(snapshot.queries, z, mask)
         if self.heads is None or snapshot.scoring is None:
             return scores
-        combination, scoring = self.heads.combination, snapshot.scoring
+        scoring = snapshot.scoring
         harm = self.heads.harm(z, mask, self._enabled(policy))[:, scoring.categories]
-        mean, spread = scoring.moments[:, 0], scoring.moments[:, 1]
-        return combination.concept * (scores - mean) / spread + combination.prompt * harm + combination.bias
+        return self.heads.combination.of_parts(scores, scoring.moments, harm)
 
     def _enabled(self, policy: Policy) -> list[bool] | None:
         """Which of the prompt head's categories [K] the policy leaves switched on; None for all."""
@@ -378,9 +492,26 @@ class LatentGuard:
         return placed(shares, self.encoder.device)
 
 
+def _at_a_time(concepts: int) -> int:
+    """How many prompts to score together against a bank of that size."""
+    return max(1, min(_PROMPTS_AT_A_TIME, _SCORES_AT_A_TIME // max(1, concepts)))
+
+
+def _highest(scores: np.ndarray) -> np.ndarray:
+    """The places, rising, of the highest of scores [N] that are finite, as many as a verdict keeps."""
+    count = min(_KEPT_SCORES, len(scores))
+    best = np.argpartition(-scores, count - 1)[:count]
+    return np.sort(best[np.isfinite(scores[best])])
+
+
+def _keep_highest(scores: np.ndarray, owners: Sequence[int], of_windows: Callable[[], np.ndarray]) -> None:
+    """Raise the scores [B, N] of the windows' owners to those of their windows."""
+    np.maximum.at(scores, list(owners), of_windows())
+
+
 def _usable_thresholds(snapshot: BankSnapshot, policy: Policy) -> np.ndarray:
     """The threshold of each concept [N]; PolicyError if the policy switches all of them off."""
-    thresholds = policy.thresholds(snapshot.concepts)
+    thresholds = snapshot.thresholds(policy)
     if not np.isfinite(thresholds).any():
         raise PolicyError("the policy switches every concept off: nothing would be blocked")
     return thresholds

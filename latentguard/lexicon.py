@@ -323,20 +323,28 @@ class _Index:
     openings: frozenset[str]  # all that words with a stem of `joined` can be without their last _STEM_EATS letters
 
     def extended(self, new: Sequence[NameForms]) -> _Index:
-        sharing, anchored, joined = dict(self.sharing), dict(self.anchored), dict(self.joined)
+        # New places are gathered first: a table's row made anew for each one takes long where thousands share a word.
+        sharing, anchored, joined = (defaultdict[str, list[int]](list) for _ in range(3))
         openings: set[str] = set()
         for place, name in enumerate(new, start=len(self.names)):
             for family in name.families:
-                sharing[family] = (*sharing.get(family, ()), place)
+                sharing[family].append(place)
             if name.families:
-                anchored[name.anchor] = (*anchored.get(name.anchor, ()), place)
+                anchored[name.anchor].append(place)
             if name.joined:
-                if name.joined not in joined:
+                if name.joined not in self.joined and name.joined not in joined:
                     longest = len(name.joined)
                     openings.update(name.joined[:end] for end in range(max(0, longest - _STEM_EATS), longest + 1))
-                joined[name.joined] = (*joined.get(name.joined, ()), place)
+                joined[name.joined].append(place)
         rarities = np.append(self.rarities, np.array([name.rarity for name in new], dtype=np.float32))
-        return _Index((*self.names, *new), rarities, sharing, anchored, joined, self.openings | openings)
+        return _Index(
+            (*self.names, *new),
+            rarities,
+            _extended(self.sharing, sharing),
+            _extended(self.anchored, anchored),
+            _extended(self.joined, joined),
+            self.openings | openings,
+        )
 
     def find(self, text: TextForms) -> dict[int, Naming]:
         """As :meth:`NameMatcher.find`, in no particular order."""
@@ -414,6 +422,10 @@ class _Index:
                 naming.update(i for i in related if name.has(text.words[i]))
             numbers.append(tuple(sorted(naming)))
         return tuple(numbers)
+
+
+def _extended(table: Mapping[str, tuple[int, ...]], more: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    return {**table, **{key: (*table.get(key, ()), *places) for key, places in more.items()}}
 
 
 _EMPTY = _Index((), np.empty(0, dtype=np.float32), {}, {}, {}, frozenset())

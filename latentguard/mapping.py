@@ -153,7 +153,7 @@ class MappingLayer(nn.Module):
         scores = torch.empty(z.shape[0], len(queries), dtype=torch.float32, device=z.device)
         if not len(queries):
             return scores
-        if z.device.type == "cpu":
+        if rows_apart(z):
             for i, length in enumerate(real_lengths(mask)):
                 one = slice(i, i + 1)
                 scores[one] = self._score_chunk(queries, z[one, :length], mask[one, :length])
@@ -161,8 +161,22 @@ class MappingLayer(nn.Module):
         step = max(1, _WEIGHTS_AT_A_TIME // (self.shape.heads * min(len(queries), _CONCEPTS_AT_A_TIME) * z.shape[1]))
         for start in range(0, z.shape[0], step):
             chunk = slice(start, start + step)
-            scores[chunk] = self._score_chunk(queries, z[chunk], mask[chunk])
+            scores[chunk] = self._score_together(queries, z[chunk], mask[chunk])
         return scores
+
+    def _score_together(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
+        """Many prompts at a time, for an accelerator: no step waits for it, and autocast may round the products."""
+        heads, width = self.shape.heads, self.shape.head_width
+        k, v = (layer(z).unflatten(-1, (heads, width)) for layer in (self.to_key, self.to_value))
+        parts = []
+        for start in range(0, len(queries), _CONCEPTS_AT_A_TIME):
+            some = slice(start, start + _CONCEPTS_AT_A_TIME)
+            logits = torch.einsum("blhd,hdn->bhln", k, queries.query[..., some])
+            a = logits.masked_fill(~mask[:, None, :, None], -torch.inf).softmax(dim=2)
+            mapped = self.value_output(torch.einsum("bhln,blhd->bnhd", a, v).flatten(2)).float()
+            norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min(1e-8)
+            parts.append((mapped * queries.direction[some]).sum(dim=-1) / norm)
+        return torch.cat(parts, dim=1)
 
     def _score_chunk(self, queries: ConceptQueries, z: Tensor, mask: Tensor) -> Tensor:
         heads, width, size, output = self.shape.heads, self.shape.head_width, self.shape.output, self.value_output
@@ -232,6 +246,11 @@ def _exponentials(query: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
         # Rare: logits beyond those of a trained layer. Once more, with the largest taken off before the exponential.
         total = logits().sub_(a.amax(dim=1, keepdim=True)).exp_().sum(dim=1, keepdim=True)
     return a, total
+
+
+def rows_apart(z: Tensor) -> bool:
+    """Whether prompts are scored one by one: by a processor, unless it is to compute in half precision."""
+    return z.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def real_lengths(mask: Tensor) -> list[int]:

@@ -58,15 +58,18 @@ class Policy:
 
     def thresholds(self, concepts: Iterable[ConceptEntry]) -> np.ndarray:
         """The threshold that counts for each concept, float32 [N]; infinite where its category is switched off."""
-        return np.array([self._threshold_of(concept) for concept in concepts], dtype=np.float32)
+        return np.array(
+            [
+                self.of_category(concept.category) if concept.threshold is None else concept.threshold
+                for concept in concepts
+            ],
+            dtype=np.float32,
+        )
 
-    def _threshold_of(self, concept: ConceptEntry) -> float:
-        if concept.threshold is not None:
-            return concept.threshold
-        if concept.category is not None and concept.category in self.categories:
-            threshold = self.categories[concept.category]
-            return math.inf if threshold is None else threshold
-        return self.threshold
+    def of_category(self, category: str | None) -> float:
+        """The threshold of a category's concepts without one of their own; infinite where it is switched off."""
+        threshold = self.threshold if category is None else self.categories.get(category, self.threshold)
+        return math.inf if threshold is None else threshold
 
     def decide(self, margin: float) -> Decision:
         """The decision for a score that is ``margin`` above its threshold. A margin that is no number blocks."""

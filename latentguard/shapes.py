@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentguard.arrays import Array
 from latentguard.lexicon import LexicalMatch
 from latentguard.naming import Naming
 
@@ -45,6 +46,12 @@ class Combination:
     named: float
     prompt: float
     bias: float
+
+    def of_parts(self, scores: Array, moments: Array, harm: Array) -> Array:
+        """The score but for names: of the mapping layer's [..., N], its moments [N, 2] and the evidence of harm
+        [..., N] in each concept's category."""
+        mean, spread = moments[:, 0], moments[:, 1]
+        return self.concept * (scores - mean) / spread + self.prompt * harm + self.bias
 
     def of_grades(self, match: LexicalMatch) -> np.ndarray:
         """What each hit adds to its concept's score [m], float32."""

@@ -89,6 +89,9 @@ class Verdict:
     _concepts: tuple[ConceptEntry, ...] = field(repr=False, compare=False)
     _scores: np.ndarray = field(repr=False, compare=False)
     _explain: Callable[[Verdict], Explanation] = field(repr=False, compare=False)
+    # Of a large bank the highest scores alone are held: by these places, all others to be had by the function.
+    _places: np.ndarray | None = field(default=None, repr=False, compare=False)
+    _score_all: Callable[[Verdict], np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     @property
     def blocked(self) -> bool:
@@ -101,9 +104,16 @@ class Verdict:
         return self.score - self.threshold
 
     def scores(self, k: int | None = 5) -> list[tuple[str, float]]:
-        """The ``k`` concepts with the highest scores and those scores, highest first; all of them if ``k`` is None."""
-        order = np.argsort(-self._scores, kind="stable")[:k]
-        return [(self._concepts[i].name, float(self._scores[i])) for i in order]
+        """The ``k`` concepts with the highest scores and those scores, highest first; all of them if ``k`` is None.
+
+        Of a bank of more than 10,000 concepts a verdict holds the 1,000 highest scores, of one that was searched those
+        of the concepts that were scored; asked for more, it scores the prompt against the whole bank once more.
+        """
+        places, scores = self._places, self._scores
+        if places is not None and self._score_all is not None and (k is None or k > len(places)):
+            places, scores = None, self._score_all(self)
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [(self._concepts[i if places is None else places[i]].name, float(scores[i])) for i in order]
 
     def explain(self) -> Explanation:
         """The words that carried the decision, with what each added. Encodes the prompt once more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,24 @@ class TextEncoder(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralPasses(TextEncoder, Protocol):
+    """An encoder of which several passes may run side by side, each from a thread of its own.
+
+    threads: the processor threads that a pass takes.
+    """
+
+    threads: int
+
+    def windows_of_each(self, texts: Sequence[str]) -> list[list[Window]]:
+        """As `windows`, of many texts at once, on several threads where a pass takes several."""
+        ...
+
+    def single_threaded(self) -> TextEncoder:
+        """The same encoder, of whose passes each takes one thread."""
+        ...
+
+
 def chosen_layers(encoder: str, layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     """The layers to take states from: those given, or the last alone for None.
 
@@ -134,9 +152,12 @@ def split_windows(
     ]
 
 
-def batches(lengths: Sequence[int], device: torch.device | NumpyDevice) -> Iterator[list[int]]:
-    """The places of all windows of these lengths, in batches of like ones, as large as suits the device."""
-    tokens = _TOKENS_AT_A_TIME.get(device.type, _TOKENS_AT_A_TIME["cuda"])
+def batches(lengths: Sequence[int], device: torch.device | NumpyDevice, *, at_least: int = 1) -> Iterator[list[int]]:
+    """The places of all windows of these lengths, in batches of like ones, as large as suits the device.
+
+    at_least: where there are so many windows, smaller batches, so that there are so many of them.
+    """
+    tokens = min(_TOKENS_AT_A_TIME.get(device.type, _TOKENS_AT_A_TIME["cuda"]), max(1, sum(lengths) // at_least))
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[place] > tokens:

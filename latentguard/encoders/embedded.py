@@ -28,6 +28,7 @@ from latentguard.encoders.base import (
     Precision,
     TokenStates,
     Window,
+    available_cores,
     chosen_layers,
     mean_pool,
     padded,
@@ -53,9 +54,12 @@ _POSITIONS = 256  # the length the model was published for
 # Long captions fit whole, and a few words of harm don't get lost among as many others as in 256 tokens.
 _WINDOW = 128
 _PAD_ID = 0
+_FRAME = (101,), (102,)  # [CLS] and [SEP], which begin and end a window
 _GRAPH_RECIPE = 2  # raise it when `onnx_bert` writes another graph, so that cached ones are made again
 
 Backend = Literal["onnx", "torch"]
+Frame = tuple[tuple[int, ...], tuple[int, ...]]
+"""The special tokens' ids that begin and that end each window."""
 Forward = Callable[[np.ndarray, np.ndarray], TokenStates]
 """Token ids [B, L] int64 and mask [B, L] bool to their states."""
 
@@ -77,7 +81,7 @@ class EmbeddedEncoder:
     was asked for, raises EncoderError.
 
     Attributes:
-        threads: the processor threads that a pass takes with "onnx".
+        threads: the processor threads that a pass takes in ONNX Runtime; 1 in PyTorch, which has its own.
     """
 
     name: str = NAME
@@ -100,6 +104,7 @@ class EmbeddedEncoder:
         self._tokenizer: WindowTokenizer | None = WindowTokenizer(
             Tokenizer.from_file(str(folder / "tokenizer.json")), window=_WINDOW
         )
+        self._frame: Frame = _FRAME
         self._forward = self._load(None, precision, threads, compiler)
 
     @classmethod
@@ -110,17 +115,20 @@ class EmbeddedEncoder:
         name: str,
         device: torch.device,
         precision: Precision | None = None,
+        frame: Frame,
         threads: int | None = None,
         layers: Sequence[int] | None = None,
     ) -> EmbeddedEncoder:
         """An encoder for windows that somebody else makes, with the same arithmetic but the weights in `folder`.
 
-        They are another model of this architecture. It has no tokenizer, and `windows` raises EncoderError.
+        They are another model of this architecture. It has no tokenizer, and `windows` raises EncoderError. frame: the
+        ids of the special tokens in which the windows come.
         """
         encoder = cls.__new__(cls)
         encoder.name = name
         encoder._set_up(folder, device, None, layers)
         encoder._tokenizer = None
+        encoder._frame = frame
         encoder._forward = encoder._load(folder, precision, threads, None)
         return encoder
 
@@ -151,6 +159,9 @@ class EmbeddedEncoder:
     def windows(self, text: str) -> list[Window]:
         return self.tokenizer.windows(text)
 
+    def windows_of_each(self, texts: Sequence[str]) -> list[list[Window]]:
+        return self.tokenizer.windows_of_each(texts) if self.threads > 1 else [self.windows(text) for text in texts]
+
     def encode_windows(self, windows: Sequence[Window]) -> TokenStates:
         return self._forward(*padded(windows, _PAD_ID))
 
@@ -173,6 +184,8 @@ class EmbeddedEncoder:
     ) -> Forward:
         """Runs the model of a folder, None for the published one."""
         self.precision: Precision = precision or "fp32"
+        # PyTorch's threads are those of the whole process: there is nothing to gain from passes side by side.
+        self.threads = 1 if self.backend == "torch" else threads or available_cores()
         if self.backend == "torch":
             place = folder or model_folder("config.json", "model.safetensors")
             return _torch_forward(place, self.device, self.precision, threads, self.layers, compiler)
@@ -184,10 +197,12 @@ class EmbeddedEncoder:
             raise EncoderError(f"{self.name}: ONNX Runtime is used on a processor alone, not on {self.device.type}")
 
         def graph(wanted: OnnxPrecision) -> bytes:
-            return _graph(wanted, self.layers) if folder is None else _build_graph(folder, wanted, self.layers)
+            if folder is None:
+                return _graph(wanted, self.layers)
+            return _build_graph(folder, wanted, self.layers, self._frame)
 
-        runtime = OnnxRuntime(self.name, graph, precision, threads, self.device)
-        self.precision, self.threads = runtime.precision, runtime.threads
+        runtime = OnnxRuntime(self.name, graph, precision, self.threads, self.device)
+        self.precision = runtime.precision
         return runtime
 
 
@@ -219,12 +234,12 @@ def _graph(precision: OnnxPrecision, layers: Sequence[int]) -> bytes:
     folder = model_cache.cache_folder() / NAME
     graph = model_cache.read_content_named(folder, stem, suffix)
     if graph is None:
-        graph = _build_graph(model_folder("config.json", "model.safetensors"), precision, layers)
+        graph = _build_graph(model_folder("config.json", "model.safetensors"), precision, layers, _FRAME)
         model_cache.store_content_named(folder, stem, suffix, graph)
     return graph
 
 
-def _build_graph(folder: Path, precision: OnnxPrecision, layers: Sequence[int]) -> bytes:
+def _build_graph(folder: Path, precision: OnnxPrecision, layers: Sequence[int], frame: Frame) -> bytes:
     from safetensors.numpy import load_file
 
     from latentguard.encoders.onnx_bert import BertShape, bert_graph
@@ -234,6 +249,8 @@ def _build_graph(folder: Path, precision: OnnxPrecision, layers: Sequence[int]) 
         heads=config["num_attention_heads"],
         norm_epsilon=config["layer_norm_eps"],
         window=_POSITIONS,
+        prefix=frame[0],
+        suffix=frame[1],
     )
     return bert_graph(load_file(folder / "model.safetensors"), shape, layers, precision)
 

@@ -46,11 +46,16 @@ _BATCHES, _TEXTS, _LONGEST_TEXT = 32, 8, 48  # random texts that ranges are meas
 
 @dataclass(frozen=True)
 class BertShape:
-    """What a BERT's weights don't tell about themselves."""
+    """What a BERT's weights don't tell about themselves.
+
+    prefix, suffix: the special tokens' ids that begin and end each text.
+    """
 
     heads: int
     norm_epsilon: float
     window: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
 
 
 def bert_graph(
@@ -186,7 +191,9 @@ def _measured(weights: Mapping[str, Array], shape: BertShape, layers: Sequence[i
     largest = {name: np.zeros(0, np.float32) for name in names}
     check = ""
     for _ in range(_BATCHES):
-        ids = chosen.choice(words, (_TEXTS, chosen.integers(2, _LONGEST_TEXT))).astype(np.int32)
+        ids = chosen.choice(words, (_TEXTS, chosen.integers(1, _LONGEST_TEXT)))
+        prefix, suffix = (np.tile(frame, (_TEXTS, 1)) for frame in (shape.prefix, shape.suffix))
+        ids = np.concatenate([prefix, ids, suffix], axis=1).astype(np.int32)
         pooled, *states = session.run(["pooled", *names], {"ids": ids})
         for name, values in zip(names, states, strict=True):
             most = np.abs(values).max(axis=(0, 1))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from latentguard.arrays import placed
-from latentguard.encoders.base import Precision, TokenStates, available_cores
+from latentguard.encoders.base import Precision, TokenStates
 from latentguard.errors import EncoderError
 from latentguard.onnx_session import opened
 
@@ -42,10 +42,10 @@ class OnnxRuntime:
         encoder: str,
         graph: Callable[[OnnxPrecision], bytes],
         precision: Precision | None,
-        threads: int | None,
+        threads: int,
         device: torch.device,
     ) -> None:
-        self.threads = threads or available_cores()
+        self.threads = threads
         self._device = device
         self._graph = graph
         self._lock = Lock()

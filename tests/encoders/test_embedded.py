@@ -153,7 +153,7 @@ def test_the_number_of_threads_changes_no_state(states: TokenStates) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "backend"), [("bf16", "onnx"), ("fp16", "torch"), ("int8", "torch")], ids=lambda value: value
+    ("precision", "backend"), [("bf16", "onnx"), ("fp16", "onnx"), ("int8", "torch")], ids=lambda value: value
 )
 def test_a_precision_that_does_not_exist_is_refused(precision: str, backend: str) -> None:
     with pytest.raises(EncoderError, match=precision):

@@ -103,7 +103,12 @@ def converted_encoder(
     device, name = torch.device(device), encoder_name(folder)
     if settings.runtime == "embedded":
         return EmbeddedEncoder.for_windows(
-            Path(folder), name=name, device=device, precision=checked_precision(name, precision), layers=layers
+            Path(folder),
+            name=name,
+            device=device,
+            precision=checked_precision(name, precision),
+            frame=(tuple(settings.prefix), tuple(settings.suffix)),
+            layers=layers,
         )
     if precision not in (None, "fp32"):
         raise EncoderError(f"{name}: no {precision} precision for a converted encoder in transformers")
