@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 LATENTGUARD_DATA ?= data
 D := $(LATENTGUARD_DATA)
 
-.PHONY: demo test check bench bench-encrypted bench-service fuzz-service bench-screening test-lite train evaluate evaluate-encrypted passkey clean
+.PHONY: demo test check bench bench-encrypted bench-service fuzz-service bench-screening bench-gpu test-lite train evaluate evaluate-encrypted passkey clean
 
 demo: $(VENV)/installed
 	$(RUN) inference.py --file_path datasets/sample_prompts.txt
@@ -21,7 +21,7 @@ check: $(VENV)/installed-dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/installed-dev
-	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks --plots build/bench
 
 train: $(VENV)/installed-dev
 	$(RUN) train.py --data $(D)/copro/coprov2_train.csv $(D)/copro/coprov2_test.csv \
@@ -55,6 +55,10 @@ fuzz-service: $(VENV)/installed-dev
 
 bench-screening: $(VENV)/installed-dev
 	$(RUN) -m benchmarks.screening
+
+# On a GPU: prompts a second, one prompt's latency, training steps.
+bench-gpu: $(VENV)/installed-dev
+	$(RUN) -m benchmarks.gpu
 
 # The light install, in an environment of its own that has no PyTorch.
 test-lite: $(VENV)/installed-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -43,6 +44,12 @@ def concept_names(count: int) -> list[str]:
     if len(found) < count:
         raise ValueError(f"{count} concepts asked for, {len(found)} can be made up")
     return found
+
+
+def names_around(names: Sequence[str]) -> Iterator[str]:
+    """The names themselves, then each in made-up manners and places: "bloody knife", "knife at school"."""
+    for form in ("{}", *(f"{{}} {place}" for place in _PLACES if place), *(f"{kind} {{}}" for kind in _KINDS)):
+        yield from (form.format(name) for name in names)
 
 
 def prompt_of(encoder: TextEncoder, tokens: int) -> str:

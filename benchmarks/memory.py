@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from benchmarks.made_up import LAYERS, guard_of, prompts
-from benchmarks.reference import PublishedPipeline, Tower
+from benchmarks.reference import PublishedPipeline
 from benchmarks.report import Figure
 from benchmarks.settings import WANTED_AT, Settings
 from latentguard.encoders import load_encoder
@@ -27,8 +26,8 @@ def memory(settings: Settings) -> list[Figure]:
         print("memory: left out, since this system has no /proc/self/statm", file=sys.stderr)
         return []
     root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(settings))]
-    found = json.loads(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "benchmarks.memory", settings.to_json()]
+    found = json.loads(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return [
         Figure("memory", "guard loaded, 578 concepts", found["loaded"], "MB", found["reference_loaded"]),
         Figure("memory", f"and a batch of {settings.prompts:,} screened", found["used"], "MB", found["reference_used"]),
@@ -70,5 +69,4 @@ def _resident() -> float:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps(measure(Settings(**{**given, "tower": Tower(**given["tower"])}))))
+    print(json.dumps(measure(Settings.from_json(sys.argv[1]))))

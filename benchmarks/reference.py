@@ -41,10 +41,22 @@ def published_scores(mapping: MappingLayer, concepts: Tensor, z: Tensor) -> Tens
     return torch.cat([_scores(mapping, some, z) for some in torch.split(concepts, _CONCEPTS_AT_A_TIME)])
 
 
+@torch.inference_mode()
+def published_scores_at_once(mapping: MappingLayer, concepts: Tensor, z: Tensor) -> Tensor:
+    """Scores [B, N] of prompts z [B, L', D] against concepts [N, D], of all pairs at once.
+
+    On a processor slower than one prompt and some concepts at a time, whose results stay in its cache. A pair takes
+    some 0.7 MB: the prompt's states, its values, and its keys twice.
+    """
+    prompts, count = len(z), len(concepts)
+    states = z[:, None].expand(-1, count, -1, -1).flatten(0, 1)
+    return _scores(mapping, concepts.repeat(prompts, 1), states).view(prompts, count)
+
+
 def _scores(mapping: MappingLayer, concepts: Tensor, z: Tensor) -> Tensor:
     heads, width = mapping.shape.heads, mapping.shape.head_width
-    count, length = len(concepts), len(z)
-    states = z.expand(count, -1, -1)  # [N, L', D]
+    count, length = len(concepts), z.shape[-2]
+    states = z.expand(count, -1, -1)  # [N, L', D], of one prompt or of one for each concept
     query = mapping.to_query(concepts)
     q = query.view(count, 1, heads, width).transpose(1, 2)
     k = mapping.to_key(states).view(count, length, heads, width).transpose(1, 2)
@@ -57,32 +69,41 @@ def _scores(mapping: MappingLayer, concepts: Tensor, z: Tensor) -> Tensor:
 class PublishedPipeline:
     """The published inference with random weights: a text tower, then the calculation above."""
 
-    def __init__(self, tower: Tower) -> None:
+    def __init__(self, tower: Tower, device: str = "cpu") -> None:
         from transformers import CLIPTextConfig, CLIPTextModel
 
         torch.manual_seed(0)
         config = CLIPTextConfig(**asdict(tower), max_position_embeddings=TOKENS, eos_token_id=tower.vocab_size - 1)
-        self._tower = CLIPTextModel(config).eval().requires_grad_(False)
-        self._mapping = MappingLayer(MappingShape(tower.hidden_size)).eval().requires_grad_(False)
+        self._tower = CLIPTextModel(config).eval().requires_grad_(False).to(device)
+        self.mapping = MappingLayer(MappingShape(tower.hidden_size)).eval().requires_grad_(False).to(device)
         self._width = tower.hidden_size
-        self._ids = torch.randint(0, tower.vocab_size - 1, (1, TOKENS))
-        self._ids[:, -1] = tower.vocab_size - 1
+        ids = torch.randint(0, tower.vocab_size - 1, (1, TOKENS))
+        ids[:, -1] = tower.vocab_size - 1
+        self._ids = ids.to(device)
+
+    def concepts(self, count: int) -> Tensor:
+        """Pooled states [N, D] of that many concepts."""
+        return torch.randn(count, self._width).to(self._ids.device)
 
     def checker(self, concept_count: int) -> Callable[[], float]:
         """A call that scores one prompt against that many concepts and gives the highest score."""
-        concepts = torch.randn(concept_count, self._width)
+        concepts = self.concepts(concept_count)
 
         def check() -> float:
-            hidden, pooled = self._encode()
-            return float(published_scores(self._mapping, concepts, torch.cat([pooled, hidden[0]])).max())
+            return float(published_scores(self.mapping, concepts, self.states(1)[0]).max())
 
         return check
 
     def embed_concept(self) -> Tensor:
         """The pooled state [1, D] of one concept, padded as the published code pads it."""
-        return self._encode()[1]
+        return self._encode(1)[1]
+
+    def states(self, prompts: int) -> Tensor:
+        """The states [B, 78, D] of that many prompts, encoded in one batch, the pooled state of each first."""
+        hidden, pooled = self._encode(prompts)
+        return torch.cat([pooled[:, None], hidden], dim=1)
 
     @torch.inference_mode()
-    def _encode(self) -> tuple[Tensor, Tensor]:
-        output = self._tower(input_ids=self._ids)
+    def _encode(self, prompts: int) -> tuple[Tensor, Tensor]:
+        output = self._tower(input_ids=self._ids.expand(prompts, -1))
         return output.last_hidden_state, output.pooler_output
