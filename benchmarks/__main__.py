@@ -16,7 +16,7 @@ import torch
 from benchmarks import cost_report
 from benchmarks.bank import bank
 from benchmarks.cost import cost
-from benchmarks.encoding import encoding
+from benchmarks.encoding import chosen_prompts, encoding
 from benchmarks.end_to_end import check, check_batch, evidence
 from benchmarks.lite import lite, start
 from benchmarks.memory import memory
@@ -52,7 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Whatever could go wrong at the end goes wrong now, before minutes of measuring.
         _check(given)
-        settings = replace(QUICK if given.quick else Settings(), threads=given.threads, device=_device(given.device))
+        settings = replace(
+            QUICK if given.quick else Settings(),
+            threads=given.threads,
+            device=_device(given.device),
+            prompt_files=tuple(given.prompts),
+        )
+        if given.prompts:
+            chosen_prompts(settings)
         known = None if given.from_json is None else _read(given.from_json)
         if known is None and "cost" not in names and (given.plots is not None or given.document is not None):
             raise DataError("--plots and --document show the benchmark cost, which --only leaves out")
@@ -80,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="run this one; may be given several times")
     parser.add_argument("--threads", type=_positive, default=2, help="threads of PyTorch and ONNX Runtime (default: 2)")
     parser.add_argument("--device", default="cpu", help="where cost is measured (default: cpu); the rest is on the cpu")
+    parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help="encode these instead of made-up ones")
     parser.add_argument("--quick", action="store_true", help="fewer runs and no large bank")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw cost-time.png and cost-memory.png there")

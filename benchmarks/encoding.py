@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from latentguard.encoders.base import Precision, TextEncoder, TokenStates
 from latentguard.encoders.embedded import EmbeddedEncoder
 from latentguard.encoders.export import export_embedded
 from latentguard.encoders.passes import in_batches
+from latentguard.records import read_prompts
 
 _BATCH = 32  # of the reference, which takes prompts as they come
 _WANTED = 6
@@ -25,7 +27,7 @@ _WANTED = 6
 
 def encoding(settings: Settings) -> list[Figure]:
     """From texts to states: many in prompts per second, one in ms; the reference is transformers in float32."""
-    texts = prompts(settings.prompts)
+    texts = chosen_prompts(settings)
     precisions: tuple[Precision, ...] = ("int8", "fp32")
     with tempfile.TemporaryDirectory() as folder:
         plain = _Plain(export_embedded(Path(folder) / "model"))
@@ -58,6 +60,14 @@ def encoding(settings: Settings) -> list[Figure]:
             Figure("encoding", f"20 tokens, {name}", taken.median * 1e3, "ms", reference, taken.p99 * 1e3)
             for name, taken in times.items()
         ]
+
+
+def chosen_prompts(settings: Settings) -> list[str]:
+    """So many prompts: made up, or drawn from the files asked for, the same at every call; DataError for a bad file."""
+    if not settings.prompt_files:
+        return prompts(settings.prompts)
+    known = [row.prompt for name in settings.prompt_files for row in read_prompts(Path(name))]
+    return random.Random(0).sample(known, min(settings.prompts, len(known)))
 
 
 class _Plain:

@@ -21,6 +21,7 @@ class Settings:
         rounds: the turns that a call and its reference take, fewer for large banks.
         calls: timed calls of the guard for each figure.
         prompts: prompts of a batch.
+        prompt_files: files of prompts that the encoder's are taken from, instead of being made up.
         batches: the numbers of prompts in a call, rising, of the table of costs.
         pairs: pairs of prompt and concept up to which that table has the published calculation, which takes 0.7 ms and
             0.7 MB for each of them.
@@ -35,6 +36,7 @@ class Settings:
     rounds: int = 8
     calls: int = 240
     prompts: int = 2000
+    prompt_files: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1, 4, 16, 64, 256)
     pairs: int = 5000
     steps: int = 20
@@ -50,7 +52,10 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """What :meth:`to_json` wrote."""
         given = json.loads(text)
-        return cls(**{**given, "tower": Tower(**given["tower"])})
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+            | {"tower": Tower(**given["tower"])}
+        )
 
     def rounds_at(self, concept_count: int) -> int:
         """Fewer rounds where the reference takes seconds, but two at the least."""

@@ -9,10 +9,9 @@ output channel, and what it is multiplied with is quantised in one of two ways:
   are multiplied by it. Dividing is free, since it goes into the gain and bias of the norm.
 - What comes out of GELU has a range that depends on the token, so each token gets a scale as it comes:
 
-      y_tn = s_t · s_n · Σ_k a_tk · w_nk,   a_tk = round(x_tk / s_t),   s_t = max_k |x_tk| / 255
+      y_tn = s_t · s_n · Σ_k a_tk · w_nk,   a_tk = round(x_tk / s_t),   s_t = max(max_k x_tk, 1.2) / 223
 
-  GELU is never below -0.17; shifted by that much its outputs use all 256 levels, and the shift is taken back in the
-  bias.
+  GELU is never below -0.17, so 32 of 256 levels are enough for what is negative.
 
 The fixed ranges are measured by running the float32 graph on texts of random tokens, so no data is needed. No scale
 depends on other prompts: a prompt's states don't depend on those that it shares a batch with.
@@ -38,7 +37,9 @@ from latentguard.onnx_session import opened
 
 _LARGEST = 127  # of a quantised weight, and of a quantised activation about its zero point
 _LARGEST_PAIR = 127.4  # of two neighbouring quantised weights of one sign; rounding makes it 128 at most
-_GELU_SHIFT = 0.17  # GELU has its minimum, -0.16997, at x = -0.7518
+# GELU has its minimum, -0.16997, at x = -0.7518. Of a token whose largest entry is 1.2, 223 levels above zero leave 32
+# below for 0.172; a smaller one is treated as if it had such an entry.
+_GELU_LEVELS, _GELU_RANGE = 223, 1.2
 _SMOOTHING = 0.8  # how much of the channels' differences goes into the weights; 0.65 to 0.9 do about as well
 _MARGIN = 1.1  # how far a fixed range reaches beyond the largest value measured
 _BATCHES, _TEXTS, _LONGEST_TEXT = 32, 8, 48  # random texts that ranges are measured on
@@ -222,6 +223,7 @@ class _Int8BertGraph(_BertGraph):
     ) -> None:
         super().__init__(weights, shape, layers)
         self._largest = measured.largest
+        self._states_shape: str | None = None
 
     def _words(self) -> str:
         # Half precision halves the file and changes no state by more than the products' rounding does.
@@ -261,31 +263,36 @@ class _Int8BertGraph(_BertGraph):
         return graph.add("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
 
     def _product_after_gelu(self, states: str, name: str, weight: Array, bias: Array) -> str:
-        """As :meth:`_product`, with a scale for each token: its largest entry, shifted, is 255.
-
-        A state of nothing but -0.17 divides by zero on the way, to a product that is finite and is then multiplied by
-        zero.
-        """
+        """As :meth:`_product`, with a step for each token, by its largest entry."""
         graph = self._graph
         levels, scale = _quantised(weight)
-        shift = np.float32(_GELU_SHIFT)
-        shifted = graph.add("Add", [states, graph.constant("gelu_shift", shift)], f"{name}.shifted")
-        largest = graph.add("ReduceMax", [shifted, self._axis(-1)], f"{name}.largest", keepdims=1)
-        factor = graph.add("Div", [graph.constant("top", np.float32(255)), largest], f"{name}.factor")
-        scaled = graph.add("Mul", [shifted, factor], f"{name}.scaled")
-        zero, one = graph.constant("zero_0", np.uint8(0)), graph.constant("one", np.float32(1))
-        rounded = graph.add("QuantizeLinear", [scaled, one, zero], f"{name}.q")
+        columns = graph.constant("columns", np.array([-1, weight.shape[1]]))
+        rows = graph.add("Reshape", [states, columns], f"{name}.rows")
+        largest = graph.add("ReduceMax", [rows, self._axis(-1)], f"{name}.largest", keepdims=1)
+        largest = graph.add("Max", [largest, graph.constant("least_range", np.float32(_GELU_RANGE))], f"{name}.range")
+        step = graph.add("Mul", [largest, graph.constant("level", np.float32(1 / _GELU_LEVELS))], f"{name}.step")
+        steps = graph.add("Reshape", [step, self._axis(-1)], f"{name}.steps")
+        zero = np.array([255 - _GELU_LEVELS], dtype=np.uint8)
+        tokens = graph.add("Shape", [steps], f"{name}.tokens")
+        zeros = graph.add("Expand", [graph.constant("gelu_zeros", zero), tokens], f"{name}.zeros")
         inputs = [
-            rounded,
+            graph.add("QuantizeLinear", [rows, steps, zeros], f"{name}.q", axis=0),
             graph.constant(f"{name}.weight", levels.T),
-            graph.constant("unit", np.float32(1 / 255)),
+            graph.constant("one", np.float32(1)),
             graph.constant(f"{name}.scale", scale),
-            zero,
+            graph.constant("gelu_zero", zero[0]),
         ]
         unscaled = graph.add("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=MICROSOFT)
-        product = graph.add("Mul", [unscaled, largest], f"{name}.bare")
-        unshifted = bias - shift * scale * levels.sum(axis=1, dtype=np.float32)
-        return graph.add("Add", [product, graph.constant(f"{name}.bias", unshifted)], f"{name}.product")
+        product = graph.add("Mul", [unscaled, step], f"{name}.bare")
+        product = graph.add("Add", [product, graph.constant(f"{name}.bias", bias)], f"{name}.flat")
+        return graph.add("Reshape", [product, self._shape_of_states(len(weight))], f"{name}.product")
+
+    def _shape_of_states(self, width: int) -> str:
+        if self._states_shape is None:
+            size = self._graph.constant("width", np.array([width]))
+            texts = self._graph.add("Shape", ["ids"], "texts")
+            self._states_shape = self._graph.add("Concat", [texts, size], "states_shape", axis=0)
+        return self._states_shape
 
 
 def _smoothing(largest: Array, weight: Array) -> Array:
