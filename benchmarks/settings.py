@@ -52,10 +52,7 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """What :meth:`to_json` wrote."""
         given = json.loads(text)
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-            | {"tower": Tower(**given["tower"])}
-        )
+        return cls(**{**given, "tower": Tower(**given["tower"])})
 
     def rounds_at(self, concept_count: int) -> int:
         """Fewer rounds where the reference takes seconds, but two at the least."""
