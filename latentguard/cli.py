@@ -109,6 +109,7 @@ def _screen(arguments: argparse.Namespace) -> None:
         arguments.flag_margin,
         arguments.precision,
         arguments.compile,
+        arguments.search,
     )
     if arguments.engine == "ray":
         _screen_on_ray(arguments, recipe, inputs, options, into_folder=into_folder)
@@ -166,7 +167,7 @@ def _say_if_light() -> None:
     from latentguard.arrays import torch_is_installed
 
     if not torch_is_installed():
-        print("PyTorch is not installed: scoring with numpy", file=sys.stderr)
+        print("PyTorch is not installed: scoring without it", file=sys.stderr)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -493,6 +494,12 @@ def add_screen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         help="of the encoder: int8 or fp32; in PyTorch, as on a GPU, fp32, bf16 or fp16 (default: its own)",
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="search a bank of N concepts or more instead of scoring all of them (docs/large-banks.md)",
     )
     _add_compile(parser)
     parser.set_defaults(run=_screen)

