@@ -172,9 +172,10 @@ def test_it_fails_closed(light: LatentGuard) -> None:
 
 def test_states_from_elsewhere_are_scored(light: LatentGuard) -> None:
     states = light.encoder.encode(["a beheading"])
-    assert light.check_states(states, ["a beheading"])[0].score == light.check("a beheading").score
+    expected = pytest.approx(light.check("a beheading").score, abs=1e-5)
+    assert light.check_states(states, ["a beheading"])[0].score == expected
     as_tensors = TokenStates(*(torch.from_numpy(array) for array in (states.hidden, states.mask, states.pooled)))
-    assert light.check_states(as_tensors, ["a beheading"])[0].score == light.check("a beheading").score
+    assert light.check_states(as_tensors, ["a beheading"])[0].score == expected
 
 
 def test_nothing_in_it_is_a_tensor(light: LatentGuard) -> None:
@@ -312,3 +313,14 @@ def test_other_encoders_need_pytorch(encoder: str) -> None:
 def test_the_encoders_torch_backend_gives_no_numpy() -> None:
     with pytest.raises(EncoderError, match="no numpy arrays"):
         EmbeddedEncoder(device=NUMPY, backend="torch")
+
+
+def test_a_search_without_pytorch_finds_what_scoring_every_concept_finds(light: LatentGuard) -> None:
+    searching = LatentGuard(light.encoder, light.mapping, light.concepts, light.policy, light.heads, search=1)
+    expected, found = light.check_batch(SAMPLE), searching.check_batch(SAMPLE)
+    assert [verdict.decision for verdict in found] == [verdict.decision for verdict in expected]
+    blocked = [(ours, theirs) for ours, theirs in zip(found, expected, strict=True) if theirs.blocked]
+    assert blocked
+    for ours, theirs in blocked:
+        assert ours.concept == theirs.concept
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)

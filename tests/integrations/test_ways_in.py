@@ -35,6 +35,7 @@ from latentguard import LatentGuard, Policy, PromptBlocked, PromptError, Unscree
 from latentguard.encoders.huggingface import HuggingFaceEncoder
 from latentguard.integrations.diffusers import guard_pipeline, unguard_pipeline
 from latentguard.integrations.diffusers.screening import last_layer
+from latentguard.processor_scoring import ProcessorScoring
 
 # So long that the words at its end are beyond the 77 tokens that the pipelines read.
 LONG = "a red wine on the table, " * 20
@@ -123,7 +124,8 @@ def test_a_guard_that_fails_lets_nothing_pass(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(any_guard, "_window_scores", fail)
+    monkeypatch.setattr(any_guard, "_window_scores", fail)  # of states
+    monkeypatch.setattr(ProcessorScoring, "scores", fail)  # of texts
     with pytest.raises(RuntimeError, match="out of memory"):
         pipe(ALLOWED[0], **CALL)
     assert steps.count == 0
