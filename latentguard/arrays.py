@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Array = Any
 """A ``torch.Tensor`` or a ``numpy.ndarray``."""
 
+HALF = ("bf16", "fp16")
+"""The precisions of half as many bits, which are PyTorch's alone."""
+
 
 @dataclass(frozen=True)
 class NumpyDevice:
@@ -91,7 +94,7 @@ def as_numpy(array: Array) -> np.ndarray:
 
 def half_precision(array: Array, precision: str | None) -> AbstractContextManager[object]:
     """Around what is computed from the array: PyTorch's autocast for "bf16" and "fp16", nothing for any other."""
-    if precision not in ("bf16", "fp16"):
+    if precision not in HALF:
         return nullcontext()
     import torch
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from latentguard.arrays import Array, as_numpy, fetched, half_precision, placed
+from latentguard.arrays import HALF, Array, as_numpy, fetched, half_precision, placed
 from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import SeveralPasses, TextEncoder, TokenStates, Window, batches
@@ -87,7 +87,8 @@ class LatentGuard:
         self.heads = None if heads is None else heads.on(encoder.device)
         self.policy = policy
         self.concepts = ConceptBank(encoder, self.mapping, concepts, self.heads)
-        on_processor = encoder.device.type == "cpu"
+        # Half precision is for GPUs, and on a processor does what it does on one.
+        on_processor = encoder.device.type == "cpu" and getattr(encoder, "precision", None) not in HALF
         self._processor = ProcessorScoring.of(encoder, self.mapping, self.heads) if on_processor else None
         self._search = None if search is None else ConceptSearch(self.mapping, self.heads, encoder.device, search)
 
