@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from benchmarks.report import Figure
 from benchmarks.settings import WANTED_AT, Settings
 from benchmarks.timing import Call, interleaved
 from latentguard.mapping import ConceptQueries, MappingLayer, MappingShape
+from latentguard.onnx_scoring import OnnxScoring
 
 _SHORT = 20
 _AGREEMENT = 1e-4
@@ -25,6 +27,7 @@ def scoring(settings: Settings) -> list[Figure]:
     torch.manual_seed(0)
     width = settings.tower.hidden_size
     mapping = MappingLayer(MappingShape(width)).eval().requires_grad_(False)
+    scorer = OnnxScoring(mapping, None, settings.threads)
     figures = []
     for count in settings.concepts:
         concepts, z = torch.randn(count, width), torch.randn(1 + TOKENS, width)
@@ -32,8 +35,8 @@ def scoring(settings: Settings) -> list[Figure]:
         calls = {"reference": Call(partial(published_scores, mapping, concepts, z))}
         for tokens in (TOKENS, _SHORT):
             states = z[: 1 + tokens]
-            _check_agreement(mapping, queries, concepts, states)
-            calls[str(tokens)] = Call(partial(_score, mapping, queries, states), settings.calls_at(count))
+            _check_agreement(scorer, queries, published_scores(mapping, concepts, states), states.numpy())
+            calls[str(tokens)] = Call(partial(_score, scorer, queries, states.numpy()), settings.calls_at(count))
         times = interleaved(calls, settings.rounds_at(count))
         for tokens in (TOKENS, _SHORT):
             figures.append(
@@ -51,12 +54,14 @@ def scoring(settings: Settings) -> list[Figure]:
     return figures
 
 
-def _score(mapping: MappingLayer, queries: ConceptQueries, states: Tensor) -> Tensor:
-    return mapping.score(queries, states[None], torch.ones(1, len(states), dtype=torch.bool))[0]
+def _score(scorer: OnnxScoring, queries: ConceptQueries, states: np.ndarray) -> np.ndarray:
+    found = scorer.evidence(queries, states[1:], states[0])
+    if found is None:
+        raise ArithmeticError("states beyond what is scored in ONNX Runtime")
+    return found.scores
 
 
-def _check_agreement(mapping: MappingLayer, queries: ConceptQueries, concepts: Tensor, states: Tensor) -> None:
-    ours, published = _score(mapping, queries, states), published_scores(mapping, concepts, states)
-    difference = float((ours - published).abs().max())
+def _check_agreement(scorer: OnnxScoring, queries: ConceptQueries, published: Tensor, states: np.ndarray) -> None:
+    difference = float(np.abs(_score(scorer, queries, states) - published.numpy()).max())
     if not difference <= _AGREEMENT:
         raise ArithmeticError(f"scores differ from the reference's by {difference:.2g}, allowed are {_AGREEMENT:g}")
