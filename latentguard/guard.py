@@ -6,6 +6,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from latentguard.arrays import HALF, Array, as_numpy, fetched, half_precision, p
 from latentguard.bank import BankSnapshot, ConceptBank, ConceptScoring
 from latentguard.encoders import load_encoder
 from latentguard.encoders.base import SeveralPasses, TextEncoder, TokenStates, Window, batches
+from latentguard.encoders.passes import in_batches
 from latentguard.errors import ConceptError, DeviceError, EncoderError, PolicyError, PromptError, WeightsError
 from latentguard.lexicon import TextForms
 from latentguard.normalize import normalize
@@ -90,7 +92,10 @@ class LatentGuard:
         # Half precision is for GPUs, and on a processor does what it does on one.
         on_processor = encoder.device.type == "cpu" and getattr(encoder, "precision", None) not in HALF
         self._processor = ProcessorScoring.of(encoder, self.mapping, self.heads) if on_processor else None
-        self._search = None if search is None else ConceptSearch(self.mapping, self.heads, encoder.device, search)
+        self._search: ConceptSearch | None = None
+        if search is not None:
+            scoring = None if self._processor is None else self._processor.one_thread
+            self._search = ConceptSearch(self.mapping, self.heads, encoder.device, search, scoring)
 
     @classmethod
     def from_pretrained(
@@ -302,7 +307,7 @@ class LatentGuard:
 
     def _read_each(self, texts: Sequence[str], snapshot: BankSnapshot) -> Iterable[ReadPrompt]:
         """The texts, read: at once on a processor, one after another, as they are asked for, while a GPU computes."""
-        if self._processor is None or not isinstance(self.encoder, SeveralPasses) or len(texts) == 1:
+        if len(texts) == 1 or self._processor is None or not isinstance(self.encoder, SeveralPasses):
             return (self._read(text, snapshot) for text in texts)
         windows = self.encoder.windows_of_each(texts)
         return [ReadPrompt(some, _forms(text, snapshot)) for some, text in zip(windows, texts, strict=True)]
@@ -324,9 +329,13 @@ class LatentGuard:
         read = list(prompts)
         windows = [(owner, window) for owner, prompt in enumerate(read) for window in prompt.windows]
         states_of: list[list[tuple[Array, Array]]] = [[] for _ in read]
-        for batch in batches([len(window.ids) for _, window in windows], self.encoder.device):
-            z, mask = self.mapping.attended(self.encoder.encode_windows([windows[i][1] for i in batch]))
-            for row, i in enumerate(batch):
+
+        def attended(encoder: TextEncoder, places: list[int]) -> tuple[Array, Array]:
+            z, mask = self.mapping.attended(encoder.encode_windows([windows[i][1] for i in places]))
+            return z, mask
+
+        for places, (z, mask) in in_batches(self.encoder, [len(window.ids) for _, window in windows], attended):
+            for row, i in enumerate(places):
                 states_of[windows[i][0]].append((z[row : row + 1], mask[row : row + 1]))
         return self._found(self._search, states_of, [prompt.forms for prompt in read], snapshot, policy, thresholds)
 
@@ -341,9 +350,19 @@ class LatentGuard:
     ) -> np.ndarray:
         """Scores [B, N] of prompts with the states of these windows, minus infinity where they can't decide."""
         enabled, scores = self._enabled(policy), np.empty((len(states_of), len(snapshot.concepts)), dtype=np.float32)
-        for row, states, of_prompt in zip(scores, states_of, forms, strict=True):
-            named = self._named(of_prompt, snapshot)
-            row[:] = search.scores(snapshot, states, named, thresholds, enabled, -policy.flag_margin)
+        search.cells(snapshot)  # not in every thread at once
+
+        def find(row: int) -> None:
+            named = self._named(forms[row], snapshot)
+            scores[row] = search.scores(snapshot, states_of[row], named, thresholds, enabled, -policy.flag_margin)
+
+        if len(states_of) == 1 or not isinstance(self.encoder, SeveralPasses):
+            for row in range(len(states_of)):
+                find(row)
+            return scores
+        with ThreadPoolExecutor(self.encoder.threads) as pool:
+            for _ in pool.map(find, range(len(states_of))):
+                pass
         return scores
 
     def _named(self, forms: TextForms | None, snapshot: BankSnapshot) -> Named:

@@ -36,6 +36,15 @@ _LARGEST_DIFFERENCE = 1e-3
 _CHECKED_CONCEPTS, _CHECKED_TOKENS, _CHECKED_SIZE = 16, (5, 64), 0.3
 
 
+class ReadStates(NamedTuple):
+    """What all scores of a prompt need of it: ``keys`` and ``values`` [H, 1 + L, d], and ``log_odds`` [K] of the prompt
+    head or None."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    log_odds: np.ndarray | None
+
+
 class Evidence(NamedTuple):
     """What a prompt's states say: ``scores`` [N] of the mapping layer, ``log_odds`` [K] of the prompt head or None."""
 
@@ -80,24 +89,39 @@ class OnnxScoring:
                 self._single = single
             return self._single
 
-    def evidence(self, queries: ConceptQueries, hidden: np.ndarray, pooled: np.ndarray) -> Evidence | None:
-        """What a prompt says by the states [L, D] of its real tokens and their pooled state [D].
+    def read(self, hidden: np.ndarray, pooled: np.ndarray) -> ReadStates:
+        """A prompt's part of all scores, by the states [L, D] of its real tokens and their pooled state [D]."""
+        keys, values, *log_odds = self._reading.run(None, {"hidden": hidden, "pooled": pooled[None]})
+        return ReadStates(keys, values, log_odds[0] if self._headed else None)
+
+    def scores(self, queries: ConceptQueries, read: ReadStates) -> np.ndarray | None:
+        """The mapping layer's scores [N] of a prompt.
 
         None where the logits of its attention are beyond those of a trained layer: only the layer itself is exact then.
         """
-        keys, values, *log_odds = self._reading.run(None, {"hidden": hidden, "pooled": pooled[None]})
-        length, size, width = keys.shape[1], self._shape.output, self._shape.head_width
+        length, size, width = read.keys.shape[1], self._shape.output, self._shape.head_width
         # W_v' is applied once per position, to the values, or once per concept, to the values it has gathered.
         session = self._short if length * size < width * (length + size) else self._long
         query, direction = as_numpy(queries.query), as_numpy(queries.direction)
         scores = np.empty(len(direction), dtype=np.float32)
         for start in range(0, len(scores), _CONCEPTS_AT_A_TIME):
             some = slice(start, start + _CONCEPTS_AT_A_TIME)
-            inputs = {"keys": keys, "values": values, "query": query[..., some], "direction": direction[some]}
+            inputs = {
+                "keys": read.keys,
+                "values": read.values,
+                "query": query[..., some],
+                "direction": direction[some],
+            }
             scores[some], least, most = session.run(["scores", "least", "most"], inputs)
             if not (least > 1 / _LARGEST_SUM and most < _LARGEST_SUM):
                 return None
-        return Evidence(scores, log_odds[0] if self._headed else None)
+        return scores
+
+    def evidence(self, queries: ConceptQueries, hidden: np.ndarray, pooled: np.ndarray) -> Evidence | None:
+        """What a prompt says, by states as for :meth:`read`; None as for :meth:`scores`."""
+        read = self.read(hidden, pooled)
+        scores = self.scores(queries, read)
+        return None if scores is None else Evidence(scores, read.log_odds)
 
 
 def agreeing_scoring(

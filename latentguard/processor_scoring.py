@@ -40,6 +40,11 @@ class ProcessorScoring:
         threads = encoder.threads if isinstance(encoder, SeveralPasses) else available_cores()
         return cls(encoder, mapping, heads, agreeing_scoring(mapping, heads, threads, encoder.device))
 
+    @property
+    def one_thread(self) -> OnnxScoring | None:
+        """The layers in ONNX Runtime on one thread, or None."""
+        return None if self._scoring is None else self._scoring.single_threaded()
+
     def scores(
         self, prompts: Sequence[ReadPrompt], snapshot: BankSnapshot, enabled: Sequence[bool] | None
     ) -> np.ndarray:
@@ -51,9 +56,7 @@ class ProcessorScoring:
         scores = np.full((len(prompts), len(snapshot.concepts)), -np.inf, dtype=np.float32)
 
         def score(encoder: TextEncoder, places: list[int]) -> np.ndarray:
-            scoring = self._scoring
-            if scoring is not None and encoder is not self._encoder:
-                scoring = scoring.single_threaded()
+            scoring = self._scoring if encoder is self._encoder else self.one_thread
             return self._of_windows([windows[i][1] for i in places], encoder, scoring, snapshot, enabled)
 
         for places, found in in_batches(self._encoder, [len(window.ids) for _, window in windows], score):

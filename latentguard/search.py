@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,15 @@ from numpy.typing import NDArray
 from latentguard.arrays import Array, NumpyDevice, as_numpy, placed
 from latentguard.bank import BankSnapshot
 from latentguard.errors import EncoderError
+from latentguard.lite.heads import evidence_of_harm
 from latentguard.lite.layers import Linear, softmax
+from latentguard.onnx_scoring import OnnxScoring, ReadStates
 
 if TYPE_CHECKING:
     import torch
 
     from latentguard.heads import Heads
-    from latentguard.mapping import MappingLayer
+    from latentguard.mapping import ConceptQueries, MappingLayer
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -159,8 +161,10 @@ class Cells:
         cells = self.cell_of[places]
         in_cell = self.place_in_cell[places].tolist()
         picked = list(zip(cells.tolist(), in_cell, strict=True))
-        query = np.stack([self.queries_of[cell][place] for cell, place in picked])
-        direction = np.stack([self.directions[cell][place] for cell, place in picked])
+        query = np.empty((len(picked), heads * width), dtype=np.float32)
+        direction = np.empty((len(picked), self.directions[0].shape[1]), dtype=np.float32)
+        for row, (cell, place) in enumerate(picked):
+            query[row], direction[row] = self.queries_of[cell][place], self.directions[cell][place]
         return np.ascontiguousarray(query.T).reshape(heads, width, -1), direction
 
     @cached_property
@@ -178,6 +182,15 @@ class Cells:
         return found
 
 
+class _Window(NamedTuple):
+    """A window's z [1, L', D] and mask [1, L'], what they were read to, and the evidence of harm [1, K + 1] or None."""
+
+    z: Array
+    mask: Array
+    read: ReadStates
+    harm: Floats | None
+
+
 class ConceptSearch:
     """Finds the concept that decides on a prompt without scoring all of a large bank. Any thread may use it.
 
@@ -185,10 +198,17 @@ class ConceptSearch:
     """
 
     def __init__(
-        self, mapping: MappingLayer, heads: Heads | None, device: torch.device | NumpyDevice, smallest: int
+        self,
+        mapping: MappingLayer,
+        heads: Heads | None,
+        device: torch.device | NumpyDevice,
+        smallest: int,
+        scoring: OnnxScoring | None = None,
     ) -> None:
-        """``smallest`` is the number of concepts from which on a bank is searched."""
+        """``smallest`` is the number of concepts from which on a bank is searched; ``scoring`` gives what the mapping
+        layer does, on one thread, so that prompts can be searched for side by side."""
         self._smallest = smallest
+        self._scoring = scoring
         self._mapping = mapping
         self._heads = heads
         self._device = device
@@ -236,11 +256,10 @@ class ConceptSearch:
             EncoderError: a score is not a finite number.
         """
         cells = self.cells(snapshot)
-        harm = [None if self._heads is None else self._heads.harm(z, mask, enabled) for z, mask in windows]
+        read = [self._read(z, mask, enabled) for z, mask in windows]
         every = slice(None)
         estimated = _highest(
-            _finite(self._combined(snapshot, every, cells.estimates(self._seen(cells, z, mask)), of_harm))
-            for (z, mask), of_harm in zip(windows, harm, strict=True)
+            _finite(self._combined(snapshot, every, cells.estimates(self._seen(cells, one)), one.harm)) for one in read
         )
         limits = np.broadcast_to(thresholds, estimated.shape)
         margins = estimated - limits
@@ -256,7 +275,7 @@ class ConceptSearch:
                 count = len(found)
             first = np.argpartition(-promising, count - 1)[:count] if count < len(found) else np.arange(count)
             places = np.setdiff1d(first, done)
-            exact = self._exact(snapshot, cells, places, windows, harm)
+            exact = self._exact(snapshot, cells, places, read)
             found[places] = exact + added[places]
             largest_error = max(largest_error, float((exact - estimated[places]).max(initial=0)))
             done = np.concatenate([done, places])
@@ -269,44 +288,50 @@ class ConceptSearch:
             count *= _GROWTH
         return found
 
-    def _exact(
-        self,
-        snapshot: BankSnapshot,
-        cells: Cells,
-        places: Places,
-        windows: Sequence[tuple[Array, Array]],
-        harm: Sequence[Array | None],
-    ) -> Floats:
+    def _read(self, z: Array, mask: Array, enabled: Sequence[bool] | None) -> _Window:
+        states = as_numpy(z)[0][as_numpy(mask)[0]]
+        if self._scoring is not None:
+            read = self._scoring.read(states[1:], states[0])
+            harm = None if read.log_odds is None else evidence_of_harm(read.log_odds[None], enabled)
+            return _Window(z, mask, read, harm)
+        heads, width, _ = self._output.weight.shape
+        keys, values = (
+            layer(states).reshape(-1, heads, width).transpose(1, 0, 2) for layer in (self._key, self._value)
+        )
+        harm = None if self._heads is None else as_numpy(self._heads.harm(z, mask, enabled))
+        return _Window(z, mask, ReadStates(keys, values, None), harm)
+
+    def _exact(self, snapshot: BankSnapshot, cells: Cells, places: Places, windows: Sequence[_Window]) -> Floats:
         """The exact scores [n] of the concepts at these places, but for their names."""
         return _highest(
-            _finite(self._combined(snapshot, places, self._mapped(snapshot, cells, places, z, mask), of_harm))
-            for (z, mask), of_harm in zip(windows, harm, strict=True)
+            _finite(self._combined(snapshot, places, self._mapped(snapshot, cells, places, one), one.harm))
+            for one in windows
         )
 
-    def _mapped(self, snapshot: BankSnapshot, cells: Cells, places: Places, z: Array, mask: Array) -> Floats:
-        """The mapping layer's scores [n] of a prompt z [1, L', D] with mask [1, L'] for concepts at these places."""
+    def _mapped(self, snapshot: BankSnapshot, cells: Cells, places: Places, window: _Window) -> Floats:
+        """The mapping layer's scores [n] of a window for concepts at these places."""
         if len(places) * _MOST >= len(cells.concepts):
-            every: Floats = as_numpy(self._mapping.score(snapshot.queries, z, mask))[0, places]
-            return every
+            return self._scored(snapshot.queries, window)[places]
         query, direction = (placed(part, self._device) for part in cells.rows(places))
-        scores: Floats = as_numpy(self._mapping.score(type(snapshot.queries)(query, direction), z, mask))[0]
-        return scores
+        return self._scored(type(snapshot.queries)(query, direction), window)
 
-    def _combined(self, snapshot: BankSnapshot, rows: Places | slice, scores: Floats, harm: Array | None) -> Floats:
+    def _scored(self, queries: ConceptQueries, window: _Window) -> Floats:
+        found = None if self._scoring is None else self._scoring.scores(queries, window.read)
+        return as_numpy(self._mapping.score(queries, window.z, window.mask))[0] if found is None else found
+
+    def _combined(self, snapshot: BankSnapshot, rows: Places | slice, scores: Floats, harm: Floats | None) -> Floats:
         """The scores [n] of the mapping layer with the evidence of harm [1, K + 1], for concepts at these rows."""
         if self._heads is None or snapshot.scoring is None or harm is None:
             return scores
         moments, categories = (as_numpy(part)[rows] for part in (snapshot.scoring.moments, snapshot.scoring.categories))
-        combined: Floats = self._heads.combination.of_parts(scores, moments, as_numpy(harm)[0, categories])
+        combined: Floats = self._heads.combination.of_parts(scores, moments, harm[0, categories])
         return combined
 
-    def _seen(self, cells: Cells, z: Array, mask: Array) -> Floats:
-        """How each cell's centre sees a prompt z [1, L', D] with mask [1, L']: the unit vectors v' / |v'| [K, O]."""
-        states = as_numpy(z)[0][as_numpy(mask)[0]]
-        heads, width, output = self._output.weight.shape
-        k, v = (layer(states).reshape(-1, heads, width).transpose(1, 0, 2) for layer in (self._key, self._value))
-        shares = softmax(k @ cells.queries, axis=1)
-        right = (v @ self._output.weight).reshape(-1, output)
+    def _seen(self, cells: Cells, window: _Window) -> Floats:
+        """How each cell's centre sees a window: the unit vectors v' / |v'| [K, O]."""
+        keys, values, _ = window.read
+        shares = softmax(keys @ cells.queries, axis=1)
+        right = (values @ self._output.weight).reshape(-1, self._output.weight.shape[-1])
         return _unit(shares.reshape(len(right), -1).T @ right + self._output.bias)
 
 

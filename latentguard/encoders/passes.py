@@ -20,6 +20,9 @@ def in_batches(
     `work` gets the encoder to use. Where the encoder can, as many batches run side by side as it has threads, each on
     one: a pass is some hundred short products, which two threads share out badly, and two passes well.
     """
+    if len(lengths) == 1:
+        yield [0], work(encoder, [0])
+        return
     passes = encoder.threads if isinstance(encoder, SeveralPasses) else 1
     parts = list(batches(lengths, encoder.device, at_least=passes))
     if passes == 1 or len(parts) < 2 or not isinstance(encoder, SeveralPasses):
