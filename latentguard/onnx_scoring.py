@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from latentguard.shapes import MappingShape
 
 _LOG = logging.getLogger(__name__)
-_CONCEPTS_AT_A_TIME = 768
+# Concepts whose attention weights for a long prompt stay in a processor's cache; for a short one, bringing their queries
+# together takes longer than leaving the cache.
+_CONCEPTS_AT_A_TIME, _FOR_SHORT = 768, 8192
 # Exponentials are taken without the largest taken off first; sums of them within this are exact enough.
 _LARGEST_SUM = 1e26
 _LARGEST_DIFFERENCE = 1e-3
@@ -101,11 +103,12 @@ class OnnxScoring:
         """
         length, size, width = read.keys.shape[1], self._shape.output, self._shape.head_width
         # W_v' is applied once per position, to the values, or once per concept, to the values it has gathered.
-        session = self._short if length * size < width * (length + size) else self._long
+        short = length * size < width * (length + size)
+        session, step = (self._short, _FOR_SHORT) if short else (self._long, _CONCEPTS_AT_A_TIME)
         query, direction = as_numpy(queries.query), as_numpy(queries.direction)
         scores = np.empty(len(direction), dtype=np.float32)
-        for start in range(0, len(scores), _CONCEPTS_AT_A_TIME):
-            some = slice(start, start + _CONCEPTS_AT_A_TIME)
+        for start in range(0, len(scores), step):
+            some = slice(start, start + step)
             inputs = {
                 "keys": read.keys,
                 "values": read.values,
