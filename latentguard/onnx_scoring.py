@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from latentguard.shapes import MappingShape
 
 _LOG = logging.getLogger(__name__)
-# Concepts whose attention weights for a long prompt stay in a processor's cache. For a short one, to bring their queries
-# together takes longer than to leave the cache.
+# Concepts whose attention weights for a long prompt stay in a processor's cache. For a short one, to bring their
+# queries together takes longer than to leave the cache.
 _CONCEPTS_AT_A_TIME, _FOR_SHORT = 768, 8192
 # Exponentials are taken without the largest taken off first; sums of them within this are exact enough.
 _LARGEST_SUM = 1e26
